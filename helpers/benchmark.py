@@ -1,0 +1,415 @@
+"""Throughput and latency of frozen graphs, measured side by side.
+
+Every candidate runs in a worker process of its own through the same code. Rounds are interleaved
+(A B C, C B A, …) so that whatever else the machine does hits all candidates alike, and ratios are
+taken within a round. `python -m helpers.benchmark --help` is the command line.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from helpers import UserError, datasets, files, machine, report
+
+# What each profile measures with. Rounds × candidates × batch sizes × seconds is the least time.
+PROFILES = {
+    "full": {"rounds": 12, "seconds": 1.0, "min_calls": 3},
+    "quick": {"rounds": 5, "seconds": 0.3, "min_calls": 2},
+}
+BF16_KNOBS = {
+    "ITEX_AUTO_MIXED_PRECISION": "1",
+    "ITEX_AUTO_MIXED_PRECISION_DATA_TYPE": "BFLOAT16",
+}
+GARBAGE_SQNR_DB = 3.0
+STEADY_PERCENT = 10.0
+
+
+@dataclass
+class Candidate:
+    """One thing to measure: a frozen graph and the environment its worker starts with."""
+
+    name: str
+    graph: Path
+    knobs: dict = field(default_factory=dict)
+    input_name: str | None = None
+    output_name: str | None = None
+
+
+def candidates(fp32, int8, bf16=None, **names):
+    """FP32, BF16 (the FP32 graph under ITEX auto mixed precision) and INT8, in this order.
+
+    `bf16` None means: where the CPU has it. `names` may hold input_name and output_name.
+    """
+    chosen = [Candidate("FP32", Path(fp32), **names)]
+    if machine.has_bf16() if bf16 is None else bf16:
+        chosen.append(Candidate("BF16", Path(fp32), BF16_KNOBS, **names))
+    return [*chosen, Candidate("INT8", Path(int8), **names)]
+
+
+class Worker:
+    """A candidate's process; `ask` sends a request and waits for the answer."""
+
+    def __init__(self, candidate, threads, log):
+        self.name, self.log = candidate.name, log
+        knobs = {
+            "TF_CPP_MIN_LOG_LEVEL": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "TF_NUM_INTRAOP_THREADS": str(threads),
+            "TF_NUM_INTEROP_THREADS": "1",
+            "KMP_BLOCKTIME": "1",  # ms; the default lets an idle worker spin into the next one's turn
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        }
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "helpers.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env={**os.environ, **knobs, **candidate.knobs},
+            )
+        names = {"input_name": candidate.input_name, "output_name": candidate.output_name}
+        self.tell({"graph": str(candidate.graph), **names})
+
+    def tell(self, request):
+        with contextlib.suppress(BrokenPipeError):  # `hear` says that the process has ended
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+
+    def hear(self):
+        line = self.process.stdout.readline()
+        if not line:
+            status = self.process.wait()
+            raise UserError(
+                f"The {self.name} process ended with status {status} (-9 is often too little "
+                f"memory). Its log: {self.log}"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UserError(f"{self.name}: {answer['error']} Its log: {self.log}")
+        return answer
+
+    def ask(self, do, **request):
+        self.tell({"do": do, **request})
+        return self.hear()
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def workers_for(chosen, threads, logs):
+    """Start a worker per candidate, give them by name; end them all however the block ends."""
+    workers = {}
+    try:
+        for candidate in chosen:
+            log = Path(logs) / f"worker_{candidate.name.lower()}.log"
+            workers[candidate.name] = Worker(candidate, threads, log)
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def sqnr_db(reference, values):
+    """Signal-to-quantization-noise ratio 10·log10(Σ ref² / Σ (ref − values)²) in dB."""
+    reference, values = np.asarray(reference, np.float64), np.asarray(values, np.float64)
+    noise = np.square(reference - values).sum()
+    return float("inf") if noise == 0 else 10 * float(np.log10(np.square(reference).sum() / noise))
+
+
+def agreement(reference, values, name):
+    """How far two outputs (N, classes) on the same inputs agree: {"top1": share, "sqnr_db": dB}.
+
+    Raises UserError when `values` is garbage: another shape, not finite, or an error with more
+    than half the power of the signal (SQNR below 3 dB).
+    """
+    if values.shape != reference.shape:
+        raise UserError(f"{name} gives outputs {values.shape}, FP32 gives {reference.shape}.")
+    if not np.isfinite(values).all():
+        raise UserError(f"{name} gives outputs that are not finite; it was not timed.")
+    sqnr = sqnr_db(reference, values)
+    if sqnr < GARBAGE_SQNR_DB:
+        raise UserError(
+            f"{name} does not compute what FP32 computes (SQNR {sqnr:.1f} dB on the same inputs, "
+            f"at least {GARBAGE_SQNR_DB:.0f} dB wanted); it was not timed."
+        )
+    rows = len(reference)
+    same = reference.reshape(rows, -1).argmax(1) == values.reshape(rows, -1).argmax(1)
+    return {"top1": float(same.mean()), "sqnr_db": round(min(sqnr, 200.0), 2)}
+
+
+def predict(workers, inputs, batch_size, folder):
+    """Give all workers the same inputs (N, …); their outputs by name."""
+    np.save(Path(folder) / "inputs.npy", inputs)
+    outputs = {}
+    for name, worker in workers.items():
+        path = str(Path(folder) / f"{name}.npy")
+        worker.ask("inputs", path=str(Path(folder) / "inputs.npy"))
+        worker.ask("predict", batch_size=batch_size, to=path)
+        outputs[name] = np.load(path)
+    return outputs
+
+
+def run_rounds(workers, batch_sizes, rounds, seconds, min_calls, progress=True):
+    """Interleaved timing: {name: {batch size: [durations (s) of the calls of each round]}}."""
+    names = list(workers)
+    times = {name: {size: [] for size in batch_sizes} for name in names}
+    steps = tqdm(
+        total=rounds * len(batch_sizes) * len(names),
+        desc="Measuring",
+        file=sys.stdout,
+        ncols=78,
+        mininterval=1,
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
+        disable=not progress,
+    )
+    with steps:
+        for index in range(rounds):
+            for size in batch_sizes:
+                for name in names if index % 2 == 0 else reversed(names):
+                    durations = workers[name].ask(
+                        "time", batch_size=size, seconds=seconds, min_calls=min_calls
+                    )
+                    times[name][size].append(durations)
+                    steps.update()
+    return times
+
+
+def summarise(batch_size, rounds):
+    """The `batches` entry of result.json for the durations (s) of all rounds at one batch size."""
+    calls = np.concatenate([np.asarray(durations) for durations in rounds])
+    p50, p90, p99 = np.percentile(calls, [50, 90, 99]) * 1e3
+    return {
+        "batch_size": batch_size,
+        "calls": len(calls),
+        "throughput_fps": batch_size * len(calls) / calls.sum(),
+        "latency_ms": {
+            "p50": p50,
+            "p90": p90,
+            "p99": p99,
+            "best": calls.min() * 1e3,
+            "mean": calls.mean() * 1e3,
+        },
+    }
+
+
+def interval(values, seed=0, draws=2000):
+    """Median and the 95 % bootstrap interval of the median: (median, low, high).
+
+    Method: percentile bootstrap (Efron), resampling the rounds.
+    """
+    values = np.asarray(values)
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+    return float(np.median(values)), float(low), float(high)
+
+
+def ratio(candidate, baseline, batch_size, rounds, base_rounds):
+    """The `ratios` entry of result.json: candidate against baseline, round by round.
+
+    throughput_times compares images per second (> 1 is faster), latency_times the median call
+    (< 1 is faster); "best" compares the best calls of all rounds.
+    """
+    pairs = [(np.asarray(c), np.asarray(b)) for c, b in zip(rounds, base_rounds, strict=True)]
+    best = min(c.min() for c, _ in pairs) / min(b.min() for _, b in pairs)
+
+    def entry(values, best_value):
+        median, low, high = interval(values)
+        return {"median": median, "low": low, "high": high, "best": float(best_value)}
+
+    return {
+        "candidate": candidate,
+        "baseline": baseline,
+        "batch_size": batch_size,
+        "throughput_times": entry([b.mean() / c.mean() for c, b in pairs], 1 / best),
+        "latency_times": entry([np.median(c) / np.median(b) for c, b in pairs], best),
+    }
+
+
+def noise_verdict(ratios):
+    """How far chance moves the ratios: the widest interval in percent of its median."""
+    spread = max(
+        100 * (entry["high"] - entry["low"]) / entry["median"]
+        for one in ratios
+        for entry in (one["throughput_times"], one["latency_times"])
+    )
+    verdict = "steady" if spread <= STEADY_PERCENT else "noisy"
+    return {"verdict": verdict, "spread_percent": round(spread, 1)}
+
+
+def compare(
+    chosen,
+    output,
+    model,
+    inputs=None,
+    labels=None,
+    batch_sizes=(1, 32),
+    profile="full",
+    threads=None,
+    settings=None,
+    progress=True,
+    **effort,
+):
+    """Measure the candidates against the first of them; write and give back `result.json`.
+
+    `inputs` (N, …) are what all candidates run on (dummy images of the graph's input shape where
+    None); with `labels` (N,) the accuracy of each is reported too. `effort` overrides the
+    profile's rounds, seconds (per round, candidate and batch size) or min_calls. `settings` adds
+    to what result.json says of the run. Raises UserError for a graph that cannot run, for outputs
+    that do not match the baseline's, and when a worker process dies.
+    """
+    effort = {**PROFILES[profile], **effort}
+    threads = threads or machine.usable_cores()
+    output = Path(output)
+    batch_sizes = sorted(set(batch_sizes))
+    baseline = chosen[0].name
+    software = machine.software()
+    with (
+        tempfile.TemporaryDirectory(prefix="int8_benchmark_") as scratch,
+        workers_for(chosen, threads, output / "logs") as workers,
+    ):
+        loaded = {name: worker.hear() for name, worker in workers.items()}
+        software["onednn"] = loaded[baseline]["onednn"]
+        if inputs is None:
+            inputs = dummy_inputs(loaded[baseline], count=max(64, *batch_sizes))
+        outputs = predict(workers, inputs, min(32, max(batch_sizes)), scratch)
+        agreements = {
+            name: agreement(outputs[baseline], values, name)
+            for name, values in outputs.items()
+            if name != baseline
+        }
+        for worker in workers.values():
+            for size in batch_sizes:
+                worker.ask("warm", batch_size=size)
+        times = run_rounds(workers, batch_sizes, progress=progress, **effort)
+    ratios = [
+        ratio(one.name, baseline, size, times[one.name][size], times[baseline][size])
+        for one in chosen[1:]
+        for size in batch_sizes
+    ]
+    result = {
+        "schema": 1,
+        "model": model,
+        "profile": profile,
+        "created": machine.now(),
+        "machine": machine.describe(),
+        "software": software,
+        "settings": {"threads": threads, "batch_sizes": batch_sizes, **effort, **(settings or {})},
+        "candidates": [
+            {
+                "name": one.name,
+                "graph": os.path.relpath(one.graph, output),
+                "bytes": Path(one.graph).stat().st_size,
+                "knobs": one.knobs,
+                "batches": [summarise(size, times[one.name][size]) for size in batch_sizes],
+                "accuracy": accuracy(outputs[one.name], labels),
+            }
+            for one in chosen
+        ],
+        "ratios": ratios,
+        "agreement": agreements,
+        "noise": noise_verdict(ratios),
+    }
+    files.write_json(output / "result.json", result)
+    return result
+
+
+def dummy_inputs(loaded, count):
+    """Dummy images for the input that a worker reported; UserError where its shape is unknown."""
+    shape = loaded["shape"]
+    if shape is None or None in shape:
+        raise UserError(
+            f"The shape of input '{loaded['input']}' is not in the graph ({shape}). "
+            "Give it, without the batch: --shape 224,224,3"
+        )
+    if len(shape) == 3:
+        return datasets.dummy_images(count, *shape)
+    return np.random.default_rng(0).standard_normal((count, *shape), np.float32)
+
+
+def accuracy(outputs, labels):
+    """Share of outputs (N, classes) whose largest entry is the label; None without labels."""
+    if labels is None:
+        return None
+    return {"top1": float((outputs.argmax(1) == labels).mean()), "images": len(labels)}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.benchmark",
+        description="Compare frozen TensorFlow graphs (FP32, BF16, INT8) side by side.",
+    )
+    add = parser.add_argument
+    add("--fp32", required=True, type=Path, help="frozen FP32 graph (.pb)")
+    add("--int8", required=True, type=Path, help="frozen INT8 graph (.pb)")
+    add("--bf16", action="store_true", help="also the FP32 graph under auto mixed precision")
+    add("--batch-size", type=int, nargs="+", default=[1, 32], metavar="N")
+    add("--seconds", type=float, help="per round, candidate and batch size")
+    add("--rounds", type=int, help="interleaved rounds")
+    add("--quick", action="store_true", help="fewer and shorter rounds")
+    add("--threads", type=int, help="default: physical cores this process may use")
+    add("--inputs", type=Path, help="inputs as .npy (N, …); default: dummy images")
+    add("--shape", help="shape of one input where the graph does not tell, e.g. 224,224,3")
+    add("--input-name", help="where the graph has several inputs")
+    add("--output-name", help="where the graph has several outputs")
+    add("--output", type=Path, default=Path("outputs/benchmark"), metavar="DIR")
+    options = parser.parse_args(arguments)
+    effort = {"seconds": options.seconds, "rounds": options.rounds}
+    effort = {key: value for key, value in effort.items() if value is not None}
+    if min(*options.batch_size, *effort.values(), options.threads or 1) <= 0:
+        parser.error("batch sizes, rounds, seconds and threads must be positive")
+    try:
+        inputs = None
+        if options.inputs:
+            inputs = load_inputs(options.inputs)
+        elif options.shape:
+            shape = [int(size) for size in options.shape.split(",")]
+            inputs = dummy_inputs({"shape": shape}, max(64, *options.batch_size))
+        chosen = candidates(
+            options.fp32,
+            options.int8,
+            bf16=options.bf16,
+            input_name=options.input_name,
+            output_name=options.output_name,
+        )
+        result = compare(
+            chosen,
+            options.output,
+            options.fp32.stem,
+            inputs=inputs,
+            batch_sizes=options.batch_size,
+            profile="quick" if options.quick else "full",
+            threads=options.threads,
+            settings={"data": str(options.inputs or "dummy images")},
+            **effort,
+        )
+        report.show(result, options.output)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; nothing was written.")
+
+
+def load_inputs(path):
+    """The array in an .npy file; UserError when it is not one."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as a NumPy array: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

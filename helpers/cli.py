@@ -1,0 +1,162 @@
+"""What run_all.sh runs: chooses notebooks, executes them with papermill and sums them up.
+
+Only the standard library is imported at the top: --help and --list work with any Python.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def notebooks(words=()):
+    """The notebooks whose names contain one of the words (all without words), in reading order."""
+    found = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    return [path for path in found if not words or any(word in path.stem for word in words)]
+
+
+def about(path):
+    """Title and expected time of a notebook, from its first cell: (title, time)."""
+    cells = json.loads(path.read_text())["cells"]
+    text = "".join(cells[0]["source"])
+    title = re.search(r"^# (.+)$", text, re.M)
+    minutes = re.search(r"\*\*Time\*\*:? *(.+?)$", text, re.M)
+    return title[1] if title else path.stem, minutes[1] if minutes else "?"
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh",
+        description="Run the notebooks headless and print one table of the results.",
+        epilog="notebooks:\n" + listing(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", help="only notebooks whose name contains a word")
+    parser.add_argument("--quick", action="store_true", help="small settings: minutes on 2 cores")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/")
+    parser.add_argument("--list", action="store_true", help="show the notebooks and stop")
+    return parser.parse_args(arguments)
+
+
+def listing():
+    rows = [(path.stem, *about(path)) for path in notebooks()]
+    return "\n".join(f"  {stem:<24} {title}\n{'':26} {minutes}" for stem, title, minutes in rows)
+
+
+def run_notebook(path, copy, parameters=None):
+    """Execute a notebook into `copy` with papermill; progress on the screen where there is one."""
+    import papermill
+
+    papermill.execute_notebook(
+        str(path),
+        str(copy),
+        parameters=parameters,
+        cwd=str(NOTEBOOKS),
+        kernel_name="python3",
+        progress_bar={"ncols": 78, "file": sys.stdout} if sys.stdout.isatty() else False,
+        # below this level ipykernel warns about its connection on every start
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    )
+
+
+def execute(path, copy, parameters):
+    """Run one notebook into `copy`; None, or a text that tells where and why it failed."""
+    from papermill.exceptions import PapermillExecutionError
+
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run_notebook(path, copy, parameters)
+    except PapermillExecutionError as error:
+        line = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
+        if not line.startswith(error.ename):
+            line = f"{error.ename}: {line}"
+        return f"{path.stem}, cell {error.cell_index + 1}: {line}\nExecuted so far: {copy}"
+    except Exception as error:  # the kernel died, or the copy could not be written
+        last = (str(error).strip().splitlines() or [""])[-1]
+        return f"{path.stem}: {type(error).__name__}: {last}\nExecuted so far: {copy}"
+    return None
+
+
+def lock(output):
+    """Hold the output folder for this run; a second run into the same folder is refused."""
+    file = open(output / ".lock", "w")  # open until the process ends
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"Another run is writing to {output}. Wait for it, or choose --output DIR.")
+    return file
+
+
+def summary(output, since):
+    """Table and conclusion of every result.json that this run has written."""
+    from helpers import report
+
+    parts = []
+    for path in sorted(output.glob("*/result.json")):
+        if path.stat().st_mtime >= since:
+            result = json.loads(path.read_text())
+            figures = "\n".join(str(one) for one in sorted(path.parent.glob("fp32_int8_*.png")))
+            parts.append(
+                f"{result['model']} ({result['profile']} profile)\n"
+                f"{report.absolute_table(result)}\n"
+                + "\n".join(report.times_table(result).splitlines()[1:])
+                + f"\n{report.conclusion(result)}\n{figures}"
+            )
+    return "\n\n".join(parts)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    if options.list:
+        print(listing())
+        return 0
+    chosen = notebooks(options.words)
+    unknown = [word for word in options.words if not notebooks([word])]
+    if unknown:
+        print(f"No notebook has '{unknown[0]}' in its name. There are:\n{listing()}")
+        return 2
+    output = Path(os.path.abspath(options.output or ROOT / "outputs"))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        held = lock(output)
+    except OSError as error:
+        print(f"{output} cannot be written ({error.strerror}). Choose another with --output DIR.")
+        return 1
+    # a batch system ends a job with SIGTERM: same way out as Ctrl-C, so that children end, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    since, failed, times = time.time(), None, []
+    parameters = {"profile": "quick" if options.quick else "full", "output": str(output)}
+    try:
+        for index, path in enumerate(chosen, 1):
+            title, minutes = about(path)
+            print(f"[{index}/{len(chosen)}] {path.stem}: {title} ({minutes})", flush=True)
+            start = time.monotonic()
+            failed = execute(path, output / "notebooks" / path.name, parameters)
+            times.append((path.stem, time.monotonic() - start, "failed" if failed else "done"))
+            if failed:
+                break
+    except KeyboardInterrupt:
+        print(f"\nInterrupted in {path.stem}; no result was written for it.")
+        return 130
+    finally:
+        held.close()
+    print("\n" + summary(output, since) + "\n")
+    for stem, seconds, state in times:
+        print(f"{stem:<26} {state:<7} {seconds:6.0f} s")
+    if failed:
+        print(f"\nFailed: {failed}")
+        return 1
+    print(f"Executed notebooks: {output / 'notebooks'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

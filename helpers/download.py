@@ -1,0 +1,194 @@
+"""Verified download of the published ResNet50 models."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+
+from helpers import UserError, datasets, files, models
+
+PUBLISHED_URL = "https://storage.googleapis.com/intel-optimized-tensorflow/models/v1_8"
+PUBLISHED = {
+    "fp32": "resnet50_fp32_pretrained_model.pb",
+    "int8": "resnet50_int8_pretrained_model.pb",
+}
+CONNECT_SECONDS, STALL_SECONDS = 5, 20
+CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Resnet50:
+    """Frozen graphs of one ResNet50; `int8` is None where it has yet to be quantized."""
+
+    fp32: Path
+    int8: Path | None
+    weights: str
+
+
+def resnet50(weights, folder):
+    """The ResNet50 to measure, as frozen graphs below `folder`.
+
+    `weights`: "published" (the pair Intel published, FP32 and INT8), "imagenet" (Keras' own
+    pretrained weights), "random" (seeded), a folder that holds fp32.pb and int8.pb (or the
+    published file names), or "auto": published where cached or reachable, random otherwise.
+    Raises UserError when what was asked for by name cannot be had.
+    """
+    folder = Path(folder)
+    if weights in ("auto", "published"):
+        try:
+            paths = published(folder)
+            return Resnet50(paths["fp32"], _if_it_runs(paths["int8"]), "published")
+        except UserError as error:
+            if weights == "published":
+                raise
+            print(error)
+            print("So this run makes ResNet50 here, with seeded random weights.")
+            weights = "random"
+    if weights in ("random", "imagenet"):
+        path = folder / f"resnet50_fp32_{weights}.pb"
+        if not path.exists():
+            models.freeze(models.resnet50(weights), path)
+        return Resnet50(path, None, "random, seed 0" if weights == "random" else weights)
+    given = {}
+    for kind, name in PUBLISHED.items():
+        paths = [Path(weights) / one for one in (f"{kind}.pb", name)]
+        given[kind] = next((path for path in paths if path.exists()), None)
+        if not given[kind]:
+            raise UserError(
+                f"weights='{weights}' is neither auto, published, imagenet or random, nor a "
+                f"folder that holds {paths[0].name} or {name}."
+            )
+    return Resnet50(given["fp32"], given["int8"], f"folder {Path(weights).name}")
+
+
+def _if_it_runs(path):
+    """`path`, or None where this TensorFlow cannot run it (graphs of 2018 use ops of 2018)."""
+    import tensorflow as tf
+
+    try:
+        models.FrozenGraph(path)(datasets.dummy_images(1))
+        return path
+    except (UserError, ValueError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0][:200]
+        print(f"The published INT8 graph does not run here ({reason}); it is made anew instead.")
+        return None
+
+
+def published(folder, url=None, progress=True):
+    """Paths of the published FP32 and INT8 ResNet50 in `folder`, downloaded where missing.
+
+    `url` is the address of the folder that holds the two files: the publisher's by default, or
+    the environment variable RESNET50_URL (a mirror for a workshop). No checksum is published, so
+    the sha256 of each file is recorded when it first arrives (`checksums.json` beside it) and
+    verified ever after. Raises UserError, with the next step, for every way this can fail.
+    """
+    folder = Path(folder)
+    url = url or os.environ.get("RESNET50_URL") or PUBLISHED_URL
+    return {
+        kind: fetch(f"{url.rstrip('/')}/{name}", folder / name, progress)
+        for kind, name in PUBLISHED.items()
+    }
+
+
+def fetch(url, path, progress=True):
+    """The file at `path`: verified where it is there already, downloaded from `url` otherwise.
+
+    A download that was cut short goes on where it stopped. The file gets its name only when it is
+    a whole graph with one input and one output.
+    """
+    path = Path(path)
+    record = path.with_name("checksums.json")
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if path.exists():
+        verify(path, known.get(path.name))
+        return path
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _receive(url, part, progress)
+    except requests.exceptions.Timeout as error:
+        raise _failed(url, f"no answer for {STALL_SECONDS} seconds", part) from error
+    except requests.exceptions.HTTPError as error:
+        raise _failed(url, f"the server says {error}") from error
+    except requests.exceptions.RequestException as error:
+        raise _failed(url, f"no connection ({type(error).__name__})", part) from error
+    except OSError as error:
+        if files.is_disk_full(error):  # what has arrived would only keep the disk full
+            part.unlink(missing_ok=True)
+        raise files.storage_error(path, error) from error
+    try:
+        models.find_signature(models.read_graph(part), path=url)
+    except UserError as error:
+        part.unlink()
+        raise UserError(f"{url} is not the model it should be, and was not kept: {error}") from error
+    checksum = files.sha256(part)
+    if known.get(path.name, checksum) != checksum:
+        part.unlink()
+        raise UserError(
+            f"{url} has changed since it was first downloaded (sha256 {checksum}) and was not "
+            f"kept. If you trust the new file, delete {record} and run again."
+        )
+    files.write_json(record, {**known, path.name: checksum})
+    part.rename(path)
+    return path
+
+
+def verify(path, checksum):
+    """Raise UserError unless the file's sha256 is the recorded one."""
+    if checksum is None:
+        raise UserError(f"No checksum is recorded for {path}. Delete the file and run again.")
+    if files.sha256(path) != checksum:
+        raise UserError(
+            f"{path} is not the file that was downloaded: its sha256 does not match the recorded "
+            "one. Delete it and run again."
+        )
+
+
+def _failed(url, why, part=None):
+    kept = ""
+    if part and part.exists():
+        if part.stat().st_size:
+            kept = "What has arrived is kept, and the next run goes on from there. "
+        else:
+            part.unlink()
+    return UserError(
+        f"{url} could not be downloaded: {why}. {kept}Try again, or set weights to 'random' (no "
+        "network needed) or to a folder with the two files."
+    )
+
+
+def _receive(url, part, progress):
+    """Download `url` into `part`, continuing after the bytes that are there."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"} if start else {}
+    timeouts = (CONNECT_SECONDS, STALL_SECONDS)
+    with requests.get(url, headers=headers, stream=True, timeout=timeouts) as answer:
+        if answer.status_code == 416:  # the part is as long as the file, or longer
+            part.unlink()
+            return _receive(url, part, progress)
+        answer.raise_for_status()
+        resumed = answer.status_code == 206
+        start = start if resumed else 0
+        length = answer.headers.get("Content-Length")
+        total = int(length) + start if length else None
+        bar = tqdm(
+            total=total,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            desc=part.stem[:28],
+            file=sys.stdout,
+            ncols=78,
+            mininterval=1,
+            disable=not progress,
+        )
+        with open(part, "ab" if resumed else "wb") as file, bar:
+            for chunk in answer.iter_content(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise requests.exceptions.ConnectionError("the transfer ended early")

@@ -1,0 +1,209 @@
+"""ResNet50, and frozen graphs: writing, checking, loading and running them."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import UserError, files
+
+RESNET50_SHAPE = (224, 224, 3)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The input and output of a frozen graph; `shape` is without the batch, None where unknown."""
+
+    input: str
+    output: str
+    shape: tuple | None
+    dtype: str
+
+
+def read_graph(path):
+    """The GraphDef in the file `path`; UserError when it is missing, cut short or something else."""
+    import tensorflow as tf
+
+    path = Path(path)
+    try:
+        graph_def = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"There is no model at {path}.") from None
+    except Exception as error:  # protobuf raises a DecodeError of its C++ module
+        raise UserError(
+            f"{path} is not a whole frozen TensorFlow graph ({error}). Delete it and make or "
+            "download it again."
+        ) from error
+    if not graph_def.node:
+        raise UserError(f"{path} is an empty graph. Delete it and make or download it again.")
+    return graph_def
+
+
+def write_graph(graph_def, path):
+    """Write a GraphDef as a frozen .pb; the file is whole or absent. Gives the path back."""
+    with files.whole(path) as part:
+        part.write_bytes(graph_def.SerializeToString())
+    return Path(path)
+
+
+def find_signature(graph_def, input_name=None, output_name=None, path="the graph"):
+    """The graph's one Placeholder and its one unused output, or the nodes named.
+
+    Raises UserError when a name is not in the graph or the choice is not clear.
+    """
+    import tensorflow as tf
+
+    nodes = {node.name: node for node in graph_def.node}
+    used = {name.lstrip("^").split(":")[0] for node in graph_def.node for name in node.input}
+    inputs = [node.name for node in graph_def.node if node.op == "Placeholder"]
+    outputs = [
+        node.name
+        for node in graph_def.node
+        if node.name not in used and node.op not in ("Const", "HostConst", "NoOp", "Placeholder")
+    ]
+
+    def pick(kind, asked, found):
+        if asked and asked not in nodes:
+            raise UserError(f"{path} has no node '{asked}'. Its {kind}s: {', '.join(found[:8])}.")
+        if not asked and len(found) != 1:
+            names = ", ".join(found[:8]) or "none"
+            raise UserError(f"{path} needs one {kind}; found: {names}. Name it with --{kind}-name.")
+        return asked or found[0]
+
+    source = pick("input", input_name, inputs)
+    target = pick("output", output_name, outputs)
+    shape = nodes[source].attr["shape"].shape
+    sizes = None if shape.unknown_rank or not shape.dim else [d.size for d in shape.dim[1:]]
+    known = None if sizes is None else tuple(None if size < 0 else size for size in sizes)
+    return Signature(source, target, known, tf.as_dtype(nodes[source].attr["dtype"].type).name)
+
+
+class FrozenGraph:
+    """A frozen graph loaded into a tf.compat.v1.Session of its own; call it with a batch.
+
+    A Session callable, not a TensorFlow 2 function: it has the least overhead per call.
+    Raises UserError for a file that is no graph or an input or output that cannot be told.
+    """
+
+    def __init__(self, path, input_name=None, output_name=None):
+        import tensorflow as tf
+
+        graph_def = read_graph(path)
+        self.signature = find_signature(graph_def, input_name, output_name, path)
+        graph = tf.Graph()
+        with graph.as_default():
+            try:
+                tf.compat.v1.import_graph_def(graph_def, name="")
+            except (ValueError, tf.errors.OpError) as error:
+                raise UserError(f"TensorFlow cannot load {path}: {error}") from error
+        self.session = tf.compat.v1.Session(graph=graph)
+        self._call = self.session.make_callable(
+            self.signature.output + ":0", feed_list=[self.signature.input + ":0"]
+        )
+
+    def __call__(self, batch):
+        return self._call(batch)
+
+    def predict(self, images, batch_size=32):
+        """The outputs for all images, computed batch by batch: array (N, …)."""
+        import numpy as np
+
+        parts = [self(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        return np.concatenate(parts)
+
+
+def freeze(model, path, input_name="input", output_name="predict"):
+    """Write a Keras model as a frozen graph with its batch norms folded into the convolutions.
+
+    The file has one input of the model's shape with a free batch size and one output. Folding is
+    what a graph-optimised FP32 model gets, so that INT8 is not compared with a slower one.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name=input_name)
+    function = tf.function(lambda x: tf.identity(model(x, training=False), name=output_name))
+    frozen = convert_variables_to_constants_v2(function.get_concrete_function(spec))
+    graph_def = frozen.graph.as_graph_def()
+    for node in graph_def.node:  # control inputs order reads of variables; there are none left
+        data = [name for name in node.input if not name.startswith("^")]
+        del node.input[:]
+        node.input.extend(data)
+    tf.get_logger().setLevel(logging.ERROR)  # the two functions below are marked as deprecated
+    graph_def = tf.compat.v1.graph_util.remove_training_nodes(
+        tf.compat.v1.graph_util.extract_sub_graph(graph_def, [output_name]), [output_name]
+    )
+    fold_batch_norms(graph_def)
+    folded = tf.compat.v1.graph_util.extract_sub_graph(graph_def, [output_name])
+    return write_graph(folded, path)
+
+
+def fold_batch_norms(graph_def):
+    """Fold each inference batch norm on a biased convolution into its constants, in place.
+
+    y = γ (W x + b − μ) / √(σ² + ε) + β = (s W) x + s (b − μ) + β with s = γ / √(σ² + ε).
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", section 3.2. TensorFlow's optimize_for_inference does the
+    same, weight by weight in Python: over a minute for ResNet50.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    nodes = {node.name: node for node in graph_def.node}
+
+    def value(name):
+        return tf.make_ndarray(nodes[name].attr["value"].tensor)
+
+    def replace(name, array):
+        tensor = tf.make_tensor_proto(array.astype(np.float32))
+        nodes[name].attr["value"].tensor.CopyFrom(tensor)
+
+    for norm in [node for node in graph_def.node if node.op == "FusedBatchNormV3"]:
+        bias = nodes[norm.input[0]]
+        if bias.op != "BiasAdd" or nodes[bias.input[0]].op != "Conv2D":
+            continue
+        gamma, beta, mean, variance = (value(name) for name in norm.input[1:5])
+        scale = gamma / np.sqrt(variance + norm.attr["epsilon"].f)
+        kernel, offset = nodes[bias.input[0]].input[1], bias.input[1]
+        replace(kernel, value(kernel) * scale)
+        replace(offset, (value(offset) - mean) * scale + beta)
+        for node in graph_def.node:
+            for index, name in enumerate(node.input):
+                if name == norm.name:
+                    node.input[index] = bias.name
+
+
+def resnet50(weights="random", seed=0):
+    """Keras' ResNet50 with `weights` "imagenet" (downloaded by Keras) or "random" (seeded).
+
+    Random weights get the statistics of a working network from one pass over dummy images: batch
+    norms see realistic ranges, residual branches are damped, and the last layer is scaled so that
+    images get different classes. Speed does not depend on the weights; comparing the outputs of
+    FP32 and INT8 does, and would mean nothing on activations that overflow or are all alike.
+    """
+    import tensorflow as tf
+
+    from helpers.datasets import dummy_images
+
+    tf.keras.utils.set_random_seed(seed)
+    if weights == "imagenet":
+        try:
+            return tf.keras.applications.ResNet50(weights="imagenet")
+        except Exception as error:  # Keras raises a bare Exception when a download fails
+            raise UserError(
+                f"Keras could not download its ImageNet weights ({error}). Without network use "
+                "weights 'random', or a folder that holds the two .pb files."
+            ) from error
+    model = tf.keras.applications.ResNet50(weights=None)
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # the moving statistics become those of the next batch
+            if layer.name.endswith("_3_bn"):
+                layer.gamma.assign(tf.fill(layer.gamma.shape, 0.3))
+    images = dummy_images(32, seed=seed)
+    model(images, training=True)
+    features = tf.keras.Model(model.input, model.layers[-1].input)(images).numpy()
+    kernel, _ = model.layers[-1].get_weights()
+    logits = features @ kernel
+    scale = 3 / logits.std(axis=0).mean()
+    model.layers[-1].set_weights([kernel * scale, -logits.mean(axis=0) * scale])
+    return model

@@ -1,0 +1,98 @@
+"""One candidate in a process of its own: reads commands as JSON lines, answers the same way.
+
+Started by helpers.benchmark, which sets the environment first: thread counts and the ITEX and
+oneDNN knobs are read only once, when TensorFlow is imported.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+from helpers import UserError, machine
+
+CLOCK = time.perf_counter
+
+
+def time_calls(call, seconds, min_calls):
+    """Durations (s) of successive calls: at least `min_calls` of them and `seconds` in total."""
+    durations = []
+    end = CLOCK() + seconds
+    while len(durations) < min_calls or CLOCK() < end:
+        start = CLOCK()
+        call()
+        durations.append(CLOCK() - start)
+    return durations
+
+
+def warm_up(call, window_seconds=0.3, tolerance=0.05, limit_seconds=20.0):
+    """Call until the best time of a window is within `tolerance` of the best before it.
+
+    Windows have at least 3 calls; the first call (allocation, kernel choice, weight reordering)
+    counts for none. Gives the number of calls and whether they settled within the limit.
+    """
+    call()
+    calls, best = 1, float("inf")
+    end = CLOCK() + limit_seconds
+    while True:
+        window = time_calls(call, window_seconds, 3)
+        calls += len(window)
+        settled = min(window) > best * (1 - tolerance)
+        best = min(best, *window)
+        if settled or CLOCK() > end:
+            return {"calls": calls, "settled": settled}
+
+
+def serve(job, requests, answer):
+    """Load the graph of `job`, then answer each request until the requests end."""
+    from helpers.models import FrozenGraph
+
+    graph = FrozenGraph(job["graph"], job["input_name"], job["output_name"])
+    images, batches = None, {}
+
+    def batch(size):
+        if size not in batches:
+            rows = np.resize(np.arange(len(images)), size)
+            batches[size] = np.ascontiguousarray(images[rows], graph.signature.dtype)
+        return batches[size]
+
+    answer({"onednn": machine.onednn_version(), **dataclasses.asdict(graph.signature)})
+    for line in requests:
+        request = json.loads(line)
+        if request["do"] == "inputs":
+            images = np.load(request["path"], mmap_mode="r")
+            answer({})
+        elif request["do"] == "predict":
+            inputs = np.asarray(images, graph.signature.dtype)
+            np.save(request["to"], graph.predict(inputs, request["batch_size"]))
+            answer({})
+        elif request["do"] == "warm":
+            x = batch(request["batch_size"])
+            answer(warm_up(lambda x=x: graph(x)))
+        else:
+            x = batch(request["batch_size"])
+            answer(time_calls(lambda x=x: graph(x), request["seconds"], request["min_calls"]))
+
+
+def main():
+    # TensorFlow's libraries print to descriptor 1 too: keep the answers on a copy of it
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def answer(value):
+        print(json.dumps(value), file=answers)
+
+    try:
+        serve(json.loads(sys.stdin.readline()), sys.stdin, answer)
+    except UserError as error:
+        answer({"error": str(error)})
+    except Exception as error:  # told to the reader by the parent; the whole of it is in the log
+        answer({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"})
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Run the notebooks headless: makes the environment if needed, then executes and summarises them.
+# Also a batch job as it is: sbatch run_all.sh --quick resnet50   (or: qsub run_all.sh)
+#SBATCH --job-name=intel-tf-int8
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --time=01:00:00
+#PBS -N intel-tf-int8
+#PBS -l select=1:ncpus=8
+#PBS -l walltime=01:00:00
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# A batch system runs a copy of this script; the checkout is where the job was submitted.
+[ -e "$here/helpers/cli.py" ] || here=${SLURM_SUBMIT_DIR:-${PBS_O_WORKDIR:-$here}}
+if [ ! -e "$here/helpers/cli.py" ]; then
+  echo "run_all.sh: submit this job from the folder that holds run_all.sh and helpers/." >&2
+  exit 1
+fi
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+
+for word in "$@"; do
+  case $word in
+    -h | --help | --list) exec python3 -m helpers.cli "$@" ;; # needs no environment
+  esac
+done
+"$here/set_env.sh"
+exec "$here/env_intel_tf/bin/python" -m helpers.cli "$@"

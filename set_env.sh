@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Make the Python environment env_intel_tf/ from the hash-locked requirements.txt.
+# A second call finds it finished and returns at once. --help says the rest.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+name=env_intel_tf
+lock_file=requirements.txt
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "set_env.sh: $*"; exit 1; }
+
+case "${1:-}" in
+  "") ;;
+  -h | --help)
+    cat <<'TEXT'
+usage: ./set_env.sh
+
+Makes the Python 3.11 environment env_intel_tf/ (about 2.4 GB, a few minutes) with the package
+versions of requirements.txt, or finds it finished. Then:
+    source env_intel_tf/bin/activate && jupyter lab
+To make it again from nothing, delete env_intel_tf/ first.
+TEXT
+    exit 0 ;;
+  *) die "unknown option '$1'; see ./set_env.sh --help" ;;
+esac
+
+env_dir=$here/$name
+stamp=$env_dir/.finished
+
+# What a finished environment was made from; its scripts hold its own path, so that counts, too.
+wanted=$(cat "$here/$lock_file" <(echo "$env_dir") | sha256sum | cut -d' ' -f1)
+finished() {
+  [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$env_dir/bin/python" -c '' 2>/dev/null
+}
+finished && exit 0
+
+[ "$(uname -sm)" = "Linux x86_64" ] ||
+  die "Intel Extension for TensorFlow exists for Linux on x86-64 only (this is $(uname -sm)); on Windows use WSL 2."
+[ -w "$here" ] ||
+  die "$name/ is missing or stale, and $here cannot be written: let its owner run ./set_env.sh."
+
+# One set-up at a time; the others wait here and then find it finished.
+exec 9>"$here/.$name.lock"
+if ! flock -n 9; then
+  say "Another set-up is under way; waiting for it …"
+  flock 9
+fi
+finished && exit 0
+
+is_311() { "$@" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+
+make_venv() {
+  local python
+  for python in python3.11 python3 python; do
+    if is_311 "$python"; then
+      # Debian's python3.11 may come without ensurepip; then another source has to do
+      "$python" -m venv "$env_dir" >/dev/null 2>&1 && return
+      rm -rf "$env_dir"
+    fi
+  done
+  if command -v uv >/dev/null; then
+    say "No Python 3.11 on the path; uv provides one."
+    uv venv --quiet --seed --python 3.11 "$env_dir" >&2 && return
+  fi
+  local conda
+  for conda in mamba conda; do
+    if command -v "$conda" >/dev/null; then
+      say "No Python 3.11 on the path; $conda provides one."
+      "$conda" create --quiet --yes --prefix "$env_dir/python311" python=3.11 >&2 &&
+        "$env_dir/python311/bin/python" -m venv "$env_dir" >&2 && return
+    fi
+  done
+  die "Python 3.11 with venv was not found (the packages support no other version). Install it (Debian/Ubuntu: apt install python3.11 python3.11-venv) or uv or conda, and run this again."
+}
+
+unfinished() {
+  say "set_env.sh: $1; $name/ is not finished. Look at the messages above, then run ./set_env.sh again."
+  exit 1
+}
+trap 'unfinished "Interrupted"' INT TERM
+
+say "Making $name/ (about 2.4 GB; a few minutes) …"
+rm -rf "$env_dir"
+make_venv
+"$env_dir/bin/python" -m pip install --disable-pip-version-check --no-input --require-hashes \
+  --progress-bar "$([ -t 2 ] && echo on || echo off)" -r "$here/$lock_file" 2>&1 |
+  grep --line-buffered -E '^(Collecting|Installing|ERROR|error)|━|[0-9] [kMG]B/s' >&2 ||
+  [ "${PIPESTATUS[0]}" = 0 ] || unfinished "Installing the packages failed (no network, or a full disk?)"
+"$env_dir/bin/python" -m pip --disable-pip-version-check check >&2 || unfinished "The packages do not fit together"
+printf '%s\n' "$wanted" >"$stamp"
+say "$name/ is ready: source $name/bin/activate"

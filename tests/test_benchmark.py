@@ -1,0 +1,209 @@
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from conftest import ROOT, images
+
+from helpers import UserError, benchmark, report, worker
+
+EFFORT = {"rounds": 4, "seconds": 0.05, "min_calls": 5}
+
+
+@pytest.fixture(scope="module")
+def measured(graphs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("result")
+    labels = np.zeros(16, int)
+    result = benchmark.compare(
+        benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=True),
+        folder,
+        "small",
+        inputs=images(16),
+        labels=labels,
+        batch_sizes=(8, 1),
+        profile="quick",
+        settings={"data": "dummy"},
+        progress=False,
+        **EFFORT,
+    )
+    return result, folder
+
+
+def test_throughput_counts_all_calls_of_all_rounds():
+    # the last call is fast; the sample that this package replaces divided all images by its time
+    entry = benchmark.summarise(8, [[1.0, 1.0], [1.9, 0.1]])
+    assert entry["calls"] == 4
+    assert entry["throughput_fps"] == pytest.approx(8 * 4 / 4.0)
+    assert entry["latency_ms"]["best"] == pytest.approx(100)
+    assert entry["latency_ms"]["p50"] == pytest.approx(1000)
+    assert entry["latency_ms"]["mean"] == pytest.approx(1000)
+
+
+def test_ratio_is_taken_within_rounds():
+    # the machine is three times slower in the second round, for both
+    fp32, int8 = [[0.4, 0.4], [1.2, 1.2]], [[0.1, 0.1], [0.3, 0.3]]
+    one = benchmark.ratio("INT8", "FP32", 1, int8, fp32)
+    assert one["throughput_times"]["median"] == pytest.approx(4)
+    assert one["throughput_times"]["low"] == one["throughput_times"]["high"]
+    assert one["latency_times"]["median"] == pytest.approx(0.25)
+    assert one["latency_times"]["best"] == pytest.approx(0.25)
+    assert benchmark.noise_verdict([one]) == {"verdict": "steady", "spread_percent": 0.0}
+
+
+def test_noise_is_called_noise():
+    rng = np.random.default_rng(0)
+    fp32 = [[0.4 * rng.uniform(0.5, 2)] for _ in range(8)]
+    one = benchmark.ratio("INT8", "FP32", 1, [[0.1]] * 8, fp32)
+    assert one["throughput_times"]["low"] < one["throughput_times"]["median"]
+    assert benchmark.noise_verdict([one])["verdict"] == "noisy"
+
+
+def test_sqnr_by_hand():
+    assert benchmark.sqnr_db([3.0, 4.0], [3.0, 4.5]) == pytest.approx(20.0)
+
+
+def test_garbage_is_not_timed():
+    rng = np.random.default_rng(0)
+    reference = np.eye(10)[rng.integers(0, 10, 50)]
+    good = benchmark.agreement(reference, reference + 0.01, "INT8")
+    assert good["top1"] == 1.0 and good["sqnr_db"] > 20
+    for bad, message in [
+        (np.full_like(reference, 0.1), "does not compute"),
+        (reference[::-1], "does not compute"),
+        (np.where(reference > 0, np.nan, 0), "not finite"),
+        (reference[:, :5], "gives outputs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            benchmark.agreement(reference, bad, "INT8")
+
+
+def test_timing_meets_both_minimums():
+    assert len(worker.time_calls(lambda: None, 0, 7)) == 7
+    durations = worker.time_calls(lambda: None, 0.05, 1)
+    assert len(durations) > 100 and 0.01 < sum(durations) <= 0.06
+
+
+def test_warm_up_goes_on_until_times_settle():
+    import time
+
+    waits = iter([0.03] * 4 + [0.01] * 4)
+    warmed = worker.warm_up(lambda: time.sleep(next(waits, 0.002)), window_seconds=0.01)
+    assert warmed["settled"] and warmed["calls"] > 10
+
+
+def test_result_follows_the_schema(measured):
+    result, folder = measured
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert result["schema"] == 1 and result["created"].endswith("Z")
+    assert [one["name"] for one in result["candidates"]] == ["FP32", "BF16", "INT8"]
+    for one in result["candidates"]:
+        assert (folder / one["graph"]).stat().st_size == one["bytes"]
+        assert [batch["batch_size"] for batch in one["batches"]] == [1, 8]
+        for batch in one["batches"]:
+            assert batch["calls"] >= EFFORT["rounds"] * EFFORT["min_calls"]
+            ms = batch["latency_ms"]
+            assert 0 < ms["best"] <= ms["p50"] <= ms["p90"] <= ms["p99"]
+            assert batch["throughput_fps"] == pytest.approx(1e3 * batch["batch_size"] / ms["mean"])
+        assert one["accuracy"]["images"] == 16
+    assert {(r["candidate"], r["batch_size"]) for r in result["ratios"]} == {
+        (name, size) for name in ("BF16", "INT8") for size in (1, 8)
+    }
+    assert set(result["agreement"]) == {"BF16", "INT8"}
+    assert result["noise"]["verdict"] in ("steady", "noisy")
+    assert result["software"]["onednn"].startswith("3.")
+    assert result["settings"]["threads"] == result["machine"]["usable_cores"]
+    assert result["settings"]["data"] == "dummy"
+
+
+def test_accuracy_is_the_share_of_right_classes():
+    outputs = np.eye(3)[[0, 1, 2, 2]]
+    assert benchmark.accuracy(outputs, np.array([0, 1, 2, 0])) == {"top1": 0.75, "images": 4}
+    assert benchmark.accuracy(outputs, None) is None
+
+
+def test_workers_end_with_the_block(graphs, tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        with benchmark.workers_for(
+            benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False), 1, tmp_path
+        ) as workers:
+            processes = [one.process for one in workers.values()]
+            raise RuntimeError("stop")
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_a_worker_that_dies_is_told_with_its_log(graphs, tmp_path):
+    chosen = benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False)
+    with benchmark.workers_for(chosen, 1, tmp_path) as workers:
+        os.kill(workers["INT8"].process.pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"INT8 process ended .*worker_int8\.log"):
+            workers["INT8"].hear()
+
+
+def test_wrong_inputs_are_an_error_of_the_candidate(graphs, tmp_path):
+    chosen = benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False)
+    with pytest.raises(UserError, match="FP32: "):
+        benchmark.compare(
+            chosen, tmp_path, "small", inputs=np.zeros((4, 5, 5, 3), np.float32), **EFFORT
+        )
+    assert not (tmp_path / "result.json").exists()
+
+
+def command(graphs, tmp_path, *extra):
+    words = ["--fp32", str(graphs["fp32"]), "--int8", str(graphs["int8"]), "--quick"]
+    words += ["--rounds", "2", "--seconds", "0.05", "--batch-size", "1", "4"]
+    benchmark.main([*words, "--output", str(tmp_path), *extra])
+
+
+def test_command_line_prints_the_rows_of_the_original(graphs, tmp_path, capsys):
+    command(graphs, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Compare the Performance of FP32 and INT8 Models")
+    rows = [line.split()[0] for line in lines[start + 1 : start + 9]]
+    assert rows == [
+        *("Model", "throughput(fps)", "latency(ms)", "Save"),
+        *("Model", "throughput_times", "latency_times", "Save"),
+    ]
+    assert lines[start + 5].split() == ["Model", "FP32", "INT8"]
+    for name in ("fp32_int8_absolute.png", "fp32_int8_times.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--fp32", "absent.pb"], "no model at absent.pb"),
+        (["--int8", str(ROOT / "README.md")], "not a whole frozen"),
+        (["--input-name", "nonsense"], "no node 'nonsense'"),
+        (["--shape", "5,5,3"], "FP32: "),
+        (["--inputs", str(ROOT / "README.md")], "cannot be read as a NumPy array"),
+        (["--rounds", "0"], "2"),
+    ],
+)
+def test_command_line_says_what_is_wrong(graphs, tmp_path, extra, message):
+    with pytest.raises(SystemExit, match=message):
+        command(graphs, tmp_path, *extra)
+    assert not (tmp_path / "result.json").exists()
+
+
+def altered(result, throughput, isa):
+    changed = json.loads(json.dumps(result))
+    changed["machine"]["isa"] = isa
+    for one in changed["ratios"]:
+        one["throughput_times"] = dict.fromkeys(("median", "low", "high", "best"), throughput)
+    return changed
+
+
+def test_conclusion_is_computed_from_the_result(measured):
+    result, _ = measured
+    faster = report.conclusion(altered(result, 7.77, ["amx_int8"]))
+    assert "7.77 times the throughput" in faster and "not faster" not in faster and "AMX" in faster
+    slower = report.conclusion(altered(result, 0.8, ["avx2"]))
+    assert "not faster" in slower and "neither DL Boost nor AMX" in slower
+    puzzling = report.conclusion(altered(result, 0.8, ["avx512_vnni"]))
+    assert "not faster" in puzzling and "look at the graph" in puzzling
+
+
+def test_noise_is_in_the_conclusion(measured):
+    noisy = {**measured[0], "noise": {"verdict": "noisy", "spread_percent": 31.0}}
+    assert "noisy" in report.conclusion(noisy) and "31.0 %" in report.conclusion(noisy)

@@ -1,0 +1,128 @@
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from helpers import cli
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what run_all.sh needs, in a path with a space, sharing the environment."""
+    copy = tmp_path / "a checkout"
+    copy.mkdir()
+    shutil.copytree(ROOT / "helpers", copy / "helpers")
+    (copy / "notebooks").mkdir()
+    return copy
+
+
+def notebook(checkout, name, *cells):
+    first = nbformat.v4.new_markdown_cell("# A title\n\n**Time**: about 1 minute")
+    parameters = nbformat.v4.new_code_cell(
+        "profile = 'full'\noutput = ''", metadata={"tags": ["parameters"]}
+    )
+    code = [nbformat.v4.new_code_cell(source) for source in cells]
+    book = nbformat.v4.new_notebook(cells=[first, parameters, *code])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(book, checkout / "notebooks" / f"{name}.ipynb")
+
+
+def run(checkout, *words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "helpers.cli", *words],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def test_list_and_help_name_every_notebook():
+    for option in ("--list", "--help"):
+        done = subprocess.run([ROOT / "run_all.sh", option], capture_output=True, text=True)
+        assert done.returncode == 0
+        for path in cli.notebooks():
+            assert path.stem in done.stdout
+            title, minutes = cli.about(path)
+            assert title in done.stdout and "minute" in minutes
+
+
+def test_words_choose_notebooks():
+    assert [path.stem for path in cli.notebooks(["05"])] == ["05_benchmark_resnet50"]
+    assert len(cli.notebooks(["01", "resnet"])) == 2
+
+
+def test_unknown_word_is_refused(checkout):
+    notebook(checkout, "01_one", "1")
+    done = run(checkout, "nonsense")
+    assert done.returncode == 2 and "No notebook has 'nonsense'" in done.stdout
+
+
+def test_success_writes_the_executed_copy(checkout, tmp_path):
+    notebook(checkout, "01_one", "print(profile, 'seen')")
+    out = tmp_path / "out"
+    done = run(checkout, "--quick", "--output", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "01_one" in done.stdout and "done" in done.stdout and done.stderr == ""
+    assert "quick seen" in (out / "notebooks" / "01_one.ipynb").read_text()
+
+
+def test_failure_names_notebook_cell_error_and_copy(checkout, tmp_path):
+    notebook(checkout, "01_bad", "x = 1", "raise ValueError('first line\\nthe last line')", "y = 2")
+    notebook(checkout, "02_never", "1")
+    out = tmp_path / "out"
+    done = run(checkout, "--output", str(out))
+    assert done.returncode == 1
+    assert "01_bad, cell " in done.stdout and "ValueError: the last line" in done.stdout
+    copy = out / "notebooks" / "01_bad.ipynb"
+    assert str(copy) in done.stdout and copy.exists()
+    assert not (out / "notebooks" / "02_never.ipynb").exists()
+
+
+def test_a_second_run_into_the_same_folder_is_refused(checkout, tmp_path):
+    notebook(checkout, "01_one", "1")
+    with open(tmp_path / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = run(checkout, "--output", str(tmp_path))
+    assert done.returncode != 0 and "choose --output" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_ends_the_kernel(checkout, tmp_path, number):
+    mark = tmp_path / "pid"
+    notebook(
+        checkout,
+        "01_long",
+        f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(100)",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "helpers.cli", "--output", str(tmp_path / "out")],
+        cwd=checkout,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not (mark.exists() and mark.read_text()):
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Interrupted in 01_long" in out
+    for _ in range(50):
+        if not os.path.exists(f"/proc/{mark.read_text()}"):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the kernel outlived its run")
+
+
+def test_only_a_job_in_a_checkout_runs(tmp_path):
+    script = shutil.copy(ROOT / "run_all.sh", tmp_path / "slurm_script")
+    done = subprocess.run([script], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode == 1 and "submit this job from" in done.stderr

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import images
+
+from helpers import UserError, datasets, files, models
+
+
+def test_dummy_images_are_seeded_and_in_range():
+    first, again = datasets.dummy_images(4), datasets.dummy_images(4)
+    assert first.shape == (4, 224, 224, 3) and first.dtype == np.float32
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, datasets.dummy_images(4, seed=1))
+    assert -128 <= first.min() < -60 and 60 < first.max() <= 128
+    assert first.std(axis=(1, 2, 3)).std() > 1, "images should differ in contrast"
+
+
+def test_frozen_graph_computes_what_keras_computes(keras_model, graphs):
+    graph = models.FrozenGraph(graphs["fp32"])
+    x = images(20, seed=3)
+    assert np.allclose(graph.predict(x, 8), keras_model(x).numpy(), atol=1e-5)
+    assert graph.signature == models.Signature("input", "predict", (32, 32, 3), "float32")
+
+
+def test_batch_norms_are_folded(graphs):
+    ops = {node.op for node in models.read_graph(graphs["fp32"]).node}
+    assert "Conv2D" in ops and not any("BatchNorm" in op for op in ops)
+
+
+def test_resnet50_with_random_weights_tells_images_apart():
+    model = models.resnet50("random")
+    assert models.RESNET50_SHAPE == model.input_shape[1:]
+    probabilities = model(datasets.dummy_images(16, seed=5)).numpy()
+    assert np.isfinite(probabilities).all()
+    assert len(set(probabilities.argmax(axis=1))) > 8
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x0a\xff\xff\xff\xff\x0f"])
+def test_wrong_files_are_refused(tmp_path, content):
+    path = tmp_path / "wrong.pb"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="Delete it"):
+        models.read_graph(path)
+
+
+def test_truncated_and_missing_graphs_are_refused(tmp_path, graphs):
+    path = tmp_path / "cut.pb"
+    path.write_bytes(graphs["fp32"].read_bytes()[:-1000])
+    with pytest.raises(UserError, match="not a whole frozen"):
+        models.read_graph(path)
+    with pytest.raises(UserError, match="no model at"):
+        models.read_graph(tmp_path / "absent.pb")
+
+
+def test_unclear_signatures_are_asked_for(tmp_path):
+    with tf.Graph().as_default() as graph:
+        a = tf.compat.v1.placeholder(tf.float32, (None, 4), "a")
+        b = tf.compat.v1.placeholder(tf.float32, None, "b")
+        tf.add(a, 1.0, "sum")
+        tf.add(b, 1.0, "other")
+    graph_def = graph.as_graph_def()
+    with pytest.raises(UserError, match="--input-name"):
+        models.find_signature(graph_def)
+    with pytest.raises(UserError, match="--output-name"):
+        models.find_signature(graph_def, "a")
+    with pytest.raises(UserError, match="no node 'c'"):
+        models.find_signature(graph_def, "c", "sum")
+    assert models.find_signature(graph_def, "a", "sum").shape == (4,)
+    assert models.find_signature(graph_def, "b", "other").shape is None
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "model.pb"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.whole(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="disk is full"), files.whole(tmp_path / "x"):
+        with open("/dev/full", "w") as full:
+            full.write("x" * 10_000)
