@@ -30,7 +30,8 @@ BF16_KNOBS = {
     "ITEX_AUTO_MIXED_PRECISION_DATA_TYPE": "BFLOAT16",
 }
 GARBAGE_SQNR_DB = 3.0
-STEADY_PERCENT = 10.0
+STEADY_SPREAD_PERCENT = 10.0
+STEADY_SLOWDOWN_PERCENT = 25.0
 
 
 @dataclass
@@ -239,15 +240,27 @@ def ratio(candidate, baseline, batch_size, rounds, base_rounds):
     }
 
 
-def noise_verdict(ratios):
-    """How far chance moves the ratios: the widest interval in percent of its median."""
+def noise_verdict(ratios, batches):
+    """Whether the ratios can be quoted: {"verdict": "steady" | "noisy", …}.
+
+    spread_percent: the widest interval of a ratio, in percent of its median (chance between
+    rounds). slowdown_percent: by how much the median call takes longer than the best one, at
+    worst (something held the machine back most of the time). Neighbours on a virtual machine that
+    slow all calls down evenly cannot be seen from inside it.
+    """
     spread = max(
         100 * (entry["high"] - entry["low"]) / entry["median"]
         for one in ratios
         for entry in (one["throughput_times"], one["latency_times"])
     )
-    verdict = "steady" if spread <= STEADY_PERCENT else "noisy"
-    return {"verdict": verdict, "spread_percent": round(spread, 1)}
+    calls = [batch["latency_ms"] for batch in batches]
+    slowdown = max(100 * (one["p50"] / one["best"] - 1) for one in calls)
+    steady = spread <= STEADY_SPREAD_PERCENT and slowdown <= STEADY_SLOWDOWN_PERCENT
+    return {
+        "verdict": "steady" if steady else "noisy",
+        "spread_percent": round(spread, 1),
+        "slowdown_percent": round(slowdown, 1),
+    }
 
 
 def compare(
@@ -300,6 +313,17 @@ def compare(
         for one in chosen[1:]
         for size in batch_sizes
     ]
+    measured = [
+        {
+            "name": one.name,
+            "graph": os.path.relpath(one.graph, output),
+            "bytes": Path(one.graph).stat().st_size,
+            "knobs": one.knobs,
+            "batches": [summarise(size, times[one.name][size]) for size in batch_sizes],
+            "accuracy": accuracy(outputs[one.name], labels),
+        }
+        for one in chosen
+    ]
     result = {
         "schema": 1,
         "model": model,
@@ -308,20 +332,10 @@ def compare(
         "machine": machine.describe(),
         "software": software,
         "settings": {"threads": threads, "batch_sizes": batch_sizes, **effort, **(settings or {})},
-        "candidates": [
-            {
-                "name": one.name,
-                "graph": os.path.relpath(one.graph, output),
-                "bytes": Path(one.graph).stat().st_size,
-                "knobs": one.knobs,
-                "batches": [summarise(size, times[one.name][size]) for size in batch_sizes],
-                "accuracy": accuracy(outputs[one.name], labels),
-            }
-            for one in chosen
-        ],
+        "candidates": measured,
         "ratios": ratios,
         "agreement": agreements,
-        "noise": noise_verdict(ratios),
+        "noise": noise_verdict(ratios, [b for one in measured for b in one["batches"]]),
     }
     files.write_json(output / "result.json", result)
     return result

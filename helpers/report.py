@@ -96,7 +96,10 @@ def conclusion(result):
         if noise["verdict"] == "steady"
         else "The measurement was noisy (other work on this machine?); repeat it before quoting it"
     )
-    sentences[-1] += f": chance moves a ratio by up to {noise['spread_percent']} %."
+    sentences[-1] += (
+        f": chance moves a ratio by up to {noise['spread_percent']:.0f} %, and the median call "
+        f"takes up to {noise['slowdown_percent']:.0f} % longer than the best one."
+    )
     return " ".join(sentences)
 
 

@@ -3,15 +3,19 @@
     python tests/refresh.py [words]      (in the activated environment; all notebooks without words)
 """
 
+import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import cli, files
+from helpers import cli, files, report
 
 
 def clean(notebook):
@@ -36,8 +40,24 @@ def refresh(path):
             executed.unlink(missing_ok=True)
 
 
+def publish(model):
+    """Copy the figures of a result for README.md and write what it says below them."""
+    folder = cli.ROOT / "outputs" / model
+    result = json.loads((folder / "result.json").read_text())
+    for kind in ("absolute", "times"):
+        figure = cli.NOTEBOOKS / "figures" / f"{model}_{kind}.png"
+        figure.parent.mkdir(exist_ok=True)
+        shutil.copy(folder / f"fp32_int8_{kind}.png", figure)
+    readme = cli.ROOT / "README.md"
+    marks = rf"(<!-- {model} -->\n).*?(<!-- /{model} -->)"
+    text = textwrap.fill(report.conclusion(result), 110)
+    readme.write_text(re.sub(marks, rf"\g<1>{text}\n\g<2>", readme.read_text(), flags=re.S))
+
+
 if __name__ == "__main__":
     os.environ.pop("ONEDNN_MAX_CPU_ISA", None)
     for notebook in cli.notebooks(sys.argv[1:]):
         print(notebook.name)
         refresh(notebook)
+        if "_benchmark_" in notebook.stem:
+            publish(notebook.stem.split("_")[-1])

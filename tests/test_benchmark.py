@@ -48,7 +48,12 @@ def test_ratio_is_taken_within_rounds():
     assert one["throughput_times"]["low"] == one["throughput_times"]["high"]
     assert one["latency_times"]["median"] == pytest.approx(0.25)
     assert one["latency_times"]["best"] == pytest.approx(0.25)
-    assert benchmark.noise_verdict([one]) == {"verdict": "steady", "spread_percent": 0.0}
+    even = benchmark.summarise(1, [[0.4, 0.4], [0.4, 0.4]])
+    verdict = {"verdict": "steady", "spread_percent": 0.0, "slowdown_percent": 0.0}
+    assert benchmark.noise_verdict([one], [even]) == verdict
+    held_back = benchmark.summarise(1, [[0.4, 0.4, 0.2]])
+    verdict = {"verdict": "noisy", "spread_percent": 0.0, "slowdown_percent": 100.0}
+    assert benchmark.noise_verdict([one], [even, held_back]) == verdict
 
 
 def test_noise_is_called_noise():
@@ -56,7 +61,8 @@ def test_noise_is_called_noise():
     fp32 = [[0.4 * rng.uniform(0.5, 2)] for _ in range(8)]
     one = benchmark.ratio("INT8", "FP32", 1, [[0.1]] * 8, fp32)
     assert one["throughput_times"]["low"] < one["throughput_times"]["median"]
-    assert benchmark.noise_verdict([one])["verdict"] == "noisy"
+    even = benchmark.summarise(1, [[0.4]])
+    assert benchmark.noise_verdict([one], [even])["verdict"] == "noisy"
 
 
 def test_sqnr_by_hand():
@@ -205,5 +211,6 @@ def test_conclusion_is_computed_from_the_result(measured):
 
 
 def test_noise_is_in_the_conclusion(measured):
-    noisy = {**measured[0], "noise": {"verdict": "noisy", "spread_percent": 31.0}}
-    assert "noisy" in report.conclusion(noisy) and "31.0 %" in report.conclusion(noisy)
+    noisy = {"verdict": "noisy", "spread_percent": 31.0, "slowdown_percent": 47.0}
+    text = report.conclusion({**measured[0], "noise": noisy})
+    assert "noisy" in text and "31 %" in text and "47 %" in text

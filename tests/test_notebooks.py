@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import nbformat
+import papermill
 import pytest
 from conftest import ROOT
-from papermill.parameterize import parameterize_notebook
 
 from helpers import cli
 
@@ -23,11 +23,9 @@ def outputs(tmp_path_factory):
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 def test_outputs_are_reproduced(path, outputs, tmp_path):
     """Notebooks run in reading order into one output folder, as run_all.sh does."""
-    book = parameterize_notebook(
-        nbformat.read(path, 4), {"profile": "quick", "output": str(outputs)}
-    )
     copy = tmp_path / path.name
-    nbformat.write(book, copy)
+    parameters = {"profile": "quick", "output": str(outputs)}
+    papermill.execute_notebook(path, copy, parameters, prepare_only=True)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider"]
         + ["--nbval-sanitize-with", ROOT / "tests" / "nbval_sanitize.cfg"]
