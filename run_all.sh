@@ -25,4 +25,5 @@ for word in "$@"; do
   esac
 done
 "$here/set_env.sh"
-exec "$here/env_intel_tf/bin/python" -m helpers.cli "$@"
+source "$here/env_intel_tf/bin/activate"
+exec python -m helpers.cli "$@"

@@ -1,31 +1,59 @@
 #!/usr/bin/env bash
-# Make the Python environment env_intel_tf/ from the hash-locked requirements.txt.
+# Make the Python environment env_intel_tf/ from a hash-locked list of packages.
 # A second call finds it finished and returns at once. --help says the rest.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 name=env_intel_tf
-lock_file=requirements.txt
+env_dir=$here/$name
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "set_env.sh: $*"; exit 1; }
 
-case "${1:-}" in
-  "") ;;
-  -h | --help)
-    cat <<'TEXT'
-usage: ./set_env.sh
+usage() {
+  cat <<'TEXT'
+usage: ./set_env.sh [--device cpu|gpu]
 
 Makes the Python 3.11 environment env_intel_tf/ (about 2.4 GB, a few minutes) with the package
 versions of requirements.txt, or finds it finished. Then:
     source env_intel_tf/bin/activate && jupyter lab
-To make it again from nothing, delete env_intel_tf/ first.
+--device gpu installs the build for Intel GPUs (requirements-gpu.txt) where there is one; without
+the option an existing environment keeps its device. To make it again from nothing, delete
+env_intel_tf/ first.
 TEXT
-    exit 0 ;;
-  *) die "unknown option '$1'; see ./set_env.sh --help" ;;
+}
+
+device=$(cat "$env_dir/.device" 2>/dev/null || echo cpu)
+while [ $# -gt 0 ]; do
+  case $1 in
+    --device) device=${2:-}; shift ;;
+    -h | --help) usage; exit 0 ;;
+    *) die "unknown option '$1'; see ./set_env.sh --help" ;;
+  esac
+  shift
+done
+
+# DEVICE_ROOT lets a test put other /dev and /sys trees in place.
+intel_gpu() {
+  local node vendor
+  for node in "${DEVICE_ROOT:-}"/dev/dri/renderD*; do
+    vendor=${DEVICE_ROOT:-}/sys/class/drm/${node##*/}/device/vendor
+    [ -e "$node" ] && [ "$(cat "$vendor" 2>/dev/null)" = 0x8086 ] && return
+  done
+  return 1
+}
+
+case $device in
+  cpu) lock_file=requirements.txt ;;
+  gpu)
+    lock_file=requirements-gpu.txt
+    # Without these two even `import tensorflow` fails in the GPU build.
+    intel_gpu || die "no Intel GPU here (no render node /dev/dri/renderD* of vendor 0x8086): use --device cpu."
+    [ -e "${DEVICE_ROOT:-}"/usr/lib/x86_64-linux-gnu/libze_loader.so.1 ] || ldconfig -p | grep -q 'libze_loader\.so\.1' ||
+      die "the level-zero loader libze_loader.so.1 is missing: install it (Debian, Ubuntu: apt install libze1) with the GPU's compute runtime." ;;
+  *) die "--device is cpu or gpu, not '$device'" ;;
 esac
 
-env_dir=$here/$name
 stamp=$env_dir/.finished
 
 # What a finished environment was made from; its scripts hold its own path, so that counts, too.
@@ -88,5 +116,9 @@ make_venv
   grep --line-buffered -E '^(Collecting|Installing|ERROR|error)|━|[0-9] [kMG]B/s' >&2 ||
   [ "${PIPESTATUS[0]}" = 0 ] || unfinished "Installing the packages failed (no network, or a full disk?)"
 "$env_dir/bin/python" -m pip --disable-pip-version-check check >&2 || unfinished "The packages do not fit together"
+if [ "$device" = gpu ]; then # the oneAPI wheels put their libraries where the loader does not look
+  echo "export LD_LIBRARY_PATH=$env_dir/lib\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" >>"$env_dir/bin/activate"
+fi
+echo "$device" >"$env_dir/.device"
 printf '%s\n' "$wanted" >"$stamp"
 say "$name/ is ready: source $name/bin/activate"

@@ -153,14 +153,16 @@ def agreement(reference, values, name):
 
 
 def predict(workers, inputs, batch_size, folder):
-    """Give all workers the same inputs (N, …); their outputs by name."""
-    np.save(Path(folder) / "inputs.npy", inputs)
+    """Give all workers the same inputs (N, …); their outputs by name, kept as <folder>/<name>.npy."""
+    folder.mkdir(parents=True, exist_ok=True)
     outputs = {}
-    for name, worker in workers.items():
-        path = str(Path(folder) / f"{name}.npy")
-        worker.ask("inputs", path=str(Path(folder) / "inputs.npy"))
-        worker.ask("predict", batch_size=batch_size, to=path)
-        outputs[name] = np.load(path)
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:
+        np.save(f"{scratch}/inputs.npy", inputs)
+        for name, worker in workers.items():
+            worker.ask("inputs", path=f"{scratch}/inputs.npy")
+            with files.whole(folder / f"{name}.npy") as part:
+                worker.ask("predict", batch_size=batch_size, to=str(part))
+            outputs[name] = np.load(folder / f"{name}.npy")
     return outputs
 
 
@@ -290,15 +292,12 @@ def compare(
     batch_sizes = sorted(set(batch_sizes))
     baseline = chosen[0].name
     software = machine.software()
-    with (
-        tempfile.TemporaryDirectory(prefix="int8_benchmark_") as scratch,
-        workers_for(chosen, threads, output / "logs") as workers,
-    ):
+    with workers_for(chosen, threads, output / "logs") as workers:
         loaded = {name: worker.hear() for name, worker in workers.items()}
         software["onednn"] = loaded[baseline]["onednn"]
         if inputs is None:
             inputs = dummy_inputs(loaded[baseline], count=max(64, *batch_sizes))
-        outputs = predict(workers, inputs, min(32, max(batch_sizes)), scratch)
+        outputs = predict(workers, inputs, min(200, max(batch_sizes)), output / "predictions")
         agreements = {
             name: agreement(outputs[baseline], values, name)
             for name, values in outputs.items()
@@ -329,7 +328,7 @@ def compare(
         "model": model,
         "profile": profile,
         "created": machine.now(),
-        "machine": machine.describe(),
+        "machine": {**machine.describe(), "device": loaded[baseline]["device"]},
         "software": software,
         "settings": {"threads": threads, "batch_sizes": batch_sizes, **effort, **(settings or {})},
         "candidates": measured,

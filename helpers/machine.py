@@ -1,7 +1,6 @@
 """What this machine and its software are, as far as INT8 and BF16 speed depends on them."""
 
 import ctypes
-import glob
 import importlib.metadata
 import math
 import os
@@ -61,16 +60,16 @@ def has_bf16():
     return bool({"avx512_bf16", "amx_bf16"} & set(isa_flags()))
 
 
-def int8_level():
-    """The best INT8 unit oneDNN may use: 'AMX', 'DL Boost' or 'none'."""
-    flags = isa_flags()
+def int8_level(flags=None):
+    """The best INT8 unit among `flags` (those of this CPU by default): 'AMX', 'DL Boost', 'none'."""
+    flags = isa_flags() if flags is None else flags
     if "amx_int8" in flags:
         return "AMX"
     return "DL Boost" if {"avx512_vnni", "avx_vnni"} & set(flags) else "none"
 
 
-def expectation():
-    """One sentence: what INT8 can be expected to gain on this CPU, and why."""
+def expectation(flags=None):
+    """One sentence: what INT8 can be expected to gain on a CPU with these flags, and why."""
     return {
         "AMX": "This CPU has AMX: INT8 (and BF16) matrix products run in a hardware matrix unit, "
         "so expect INT8 to be several times faster than FP32.",
@@ -78,7 +77,7 @@ def expectation():
         "several, so expect INT8 to be up to about 2 to 4 times faster than FP32.",
         "none": "This CPU has neither DL Boost nor AMX (or oneDNN may not use them): INT8 still "
         "saves memory traffic, but expect a small gain, and none at some batch sizes.",
-    }[int8_level()]
+    }[int8_level(flags)]
 
 
 def _cgroup_quota():
@@ -122,13 +121,13 @@ def usable_cores():
     return max(1, min(limits))
 
 
-def intel_gpus():
-    """Render nodes (/dev/dri/renderD*) that belong to an Intel GPU."""
+def intel_gpus(root="/"):
+    """Render nodes (/dev/dri/renderD*) that belong to an Intel GPU; `root` is for tests."""
     found = []
-    for node in sorted(glob.glob("/dev/dri/renderD*")):
-        vendor = Path(f"/sys/class/drm/{Path(node).name}/device/vendor")
+    for node in sorted(Path(root).glob("dev/dri/renderD*")):
+        vendor = Path(root, "sys/class/drm", node.name, "device/vendor")
         if vendor.exists() and vendor.read_text().strip() == "0x8086":
-            found.append(node)
+            found.append(node.name)
     return found
 
 
@@ -149,6 +148,7 @@ def describe():
         "sockets": max(1, len(sockets)),
         "memory_gib": round(memory, 1),
         "isa": isa_flags(),
+        "gpus": intel_gpus(),
         "isa_cap": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "os": f"{platform.system()} {platform.release()}",
     }
@@ -206,8 +206,9 @@ def now():
 
 def summary(machine):
     """One line naming the machine of a `result.json`."""
-    level = "AMX" if "amx_int8" in machine["isa"] else "DL Boost"
-    if level == "DL Boost" and not {"avx512_vnni", "avx_vnni"} & set(machine["isa"]):
-        level = "no DL Boost"
+    if machine.get("device") == "XPU":
+        return f"Intel GPU ({', '.join(machine['gpus'])}) beside {machine['cpu']}"
+    level = int8_level(machine["isa"])
+    unit = "no DL Boost" if level == "none" else level
     cap = f", oneDNN capped at {machine['isa_cap']}" if machine.get("isa_cap") else ""
-    return f"{machine['usable_cores']} cores of {machine['cpu']} ({level}{cap})"
+    return f"{machine['usable_cores']} cores of {machine['cpu']} ({unit}{cap})"

@@ -77,8 +77,20 @@ def find_signature(graph_def, input_name=None, output_name=None, path="the graph
     return Signature(source, target, known, tf.as_dtype(nodes[source].attr["dtype"].type).name)
 
 
+def alexnet(folder, precision="fp32"):
+    """Path of the AlexNet that an earlier notebook made below `folder`; UserError where it did not."""
+    path = Path(folder) / "models" / f"alexnet_{precision}.pb"
+    if not path.exists():
+        notebook = {"fp32": "02_train_alexnet", "int8": "03_quantize_alexnet"}[precision]
+        raise UserError(
+            f"There is no {path}. Run notebook {notebook} first: all of it, or "
+            f"./run_all.sh {notebook[:2]} with the same --output and --quick as here."
+        )
+    return path
+
+
 class FrozenGraph:
-    """A frozen graph loaded into a tf.compat.v1.Session of its own; call it with a batch.
+    """A frozen graph (path or GraphDef) in a tf.compat.v1.Session of its own; call it with a batch.
 
     A Session callable, not a TensorFlow 2 function: it has the least overhead per call.
     Raises UserError for a file that is no graph or an input or output that cannot be told.
@@ -87,7 +99,10 @@ class FrozenGraph:
     def __init__(self, path, input_name=None, output_name=None):
         import tensorflow as tf
 
-        graph_def = read_graph(path)
+        if isinstance(path, tf.compat.v1.GraphDef):
+            graph_def, path = path, "the graph"
+        else:
+            graph_def = read_graph(path)
         self.signature = find_signature(graph_def, input_name, output_name, path)
         graph = tf.Graph()
         with graph.as_default():
@@ -95,6 +110,8 @@ class FrozenGraph:
                 tf.compat.v1.import_graph_def(graph_def, name="")
             except (ValueError, tf.errors.OpError) as error:
                 raise UserError(f"TensorFlow cannot load {path}: {error}") from error
+        # ITEX's GPU build shows the GPU as XPU and places operations there by itself
+        self.device = "XPU" if tf.config.list_physical_devices("XPU") else "CPU"
         self.session = tf.compat.v1.Session(graph=graph)
         self._call = self.session.make_callable(
             self.signature.output + ":0", feed_list=[self.signature.input + ":0"]
@@ -128,13 +145,19 @@ def freeze(model, path, input_name="input", output_name="predict"):
         data = [name for name in node.input if not name.startswith("^")]
         del node.input[:]
         node.input.extend(data)
-    tf.get_logger().setLevel(logging.ERROR)  # the two functions below are marked as deprecated
-    graph_def = tf.compat.v1.graph_util.remove_training_nodes(
-        tf.compat.v1.graph_util.extract_sub_graph(graph_def, [output_name]), [output_name]
+    plain = tf.compat.v1.graph_util.remove_training_nodes(
+        extract(graph_def, [output_name]), [output_name]
     )
-    fold_batch_norms(graph_def)
-    folded = tf.compat.v1.graph_util.extract_sub_graph(graph_def, [output_name])
-    return write_graph(folded, path)
+    fold_batch_norms(plain)
+    return write_graph(extract(plain, [output_name]), path)
+
+
+def extract(graph_def, outputs):
+    """The part of a GraphDef that the nodes named depend on."""
+    import tensorflow as tf
+
+    tf.get_logger().setLevel(logging.ERROR)  # no word of the function being for TensorFlow 1
+    return tf.compat.v1.graph_util.extract_sub_graph(graph_def, outputs)
 
 
 def fold_batch_norms(graph_def):

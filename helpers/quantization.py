@@ -3,8 +3,11 @@
 import contextlib
 import logging
 import os
+import re
+import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +83,104 @@ class Layer:
     name: str
     op: str
     int8: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One quantization that was tried; `drop` in percentage points of accuracy."""
+
+    name: str
+    accuracy: float
+    drop: float
+    passed: bool
+    graph: Path
+
+
+def tune(attempts, accuracy_of, baseline, tolerance):
+    """Try quantizations in order until one keeps the accuracy: the list of Trials, the last decides.
+
+    `attempts` are pairs (name, make) where make() gives the path of a quantized graph; what comes
+    after the first that passes is never made. `accuracy_of(path)` measures a graph (0 to 1) on the
+    validation split, `baseline` is that of FP32, `tolerance` the percentage points that may be
+    lost. Every accuracy is measured here on the graph itself and printed as it comes.
+    """
+    trials = []
+    for name, make in attempts:
+        graph = make()
+        accuracy = accuracy_of(graph)
+        drop = 100 * (baseline - accuracy)
+        trials.append(Trial(name, accuracy, drop, drop <= tolerance + 1e-9, graph))
+        verdict = "passes" if trials[-1].passed else "loses too much"
+        print(f"{len(trials)}. {name:<34} {accuracy:8.2%}  lost {drop:6.2f} points  {verdict}")
+        if trials[-1].passed:
+            break
+    return trials
+
+
+def leave_float(graph_def, names):
+    """A copy of a QDQ graph in which the layers named read their float inputs again."""
+    from helpers import models
+
+    changed = type(graph_def)()
+    changed.CopyFrom(graph_def)
+    nodes = {node.name: node for node in changed.node}
+    for name in names:
+        for index in (0, 1):
+            dequantize = nodes[nodes[name].input[index]]
+            quantize = nodes[dequantize.input[0]]
+            nodes[name].input[index] = quantize.input[0]
+    return models.extract(changed, [models.find_signature(graph_def).output])
+
+
+def sensitivity(graph_def, reference, images):
+    """How much each layer costs on its own: [(SQNR in dB, layer name)], the worst first.
+
+    One layer at a time stays INT8, all others go back to float; the ratio compares the logarithms
+    of the outputs (probabilities) with `reference`, those of FP32 for the same images.
+    """
+    from helpers.benchmark import sqnr_db
+    from helpers.models import FrozenGraph
+
+    names = [layer.name for layer in layers(graph_def) if layer.int8]
+    found = []
+    for name in names:
+        others = [other for other in names if other != name]
+        outputs = FrozenGraph(leave_float(graph_def, others)).predict(images, 100)
+        found.append((sqnr_db(np.log(reference + 1e-9), np.log(outputs + 1e-9)), name))
+    return sorted(found)
+
+
+def kernels(graph, images):
+    """What oneDNN really runs for one batch: Counter of (primitive, weight type, kernel).
+
+    Read from oneDNN's own log (ONEDNN_VERBOSE) in a process of its own; the weight type is s8 for
+    INT8, bf16 or f32.
+    """
+    code = (
+        "import sys, numpy; from helpers import models; "
+        "graph = models.FrozenGraph(sys.argv[1]); x = numpy.load(sys.argv[2]); "
+        "graph(x); print('second call', flush=True); graph(x)"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        np.save(f"{scratch}/x.npy", images)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(graph), f"{scratch}/x.npy"],
+            env={
+                **os.environ,
+                "ONEDNN_VERBOSE": "1",
+                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found = Counter()
+    for line in done.stdout.partition("second call")[2].splitlines():
+        words = line.split(",")
+        if words[1:3] == ["primitive", "exec"] and words[4] in ("convolution", "matmul"):
+            weights = re.search(r"wei_(\w+?):", line)
+            found[words[4], weights[1], words[5]] += 1
+    return found
 
 
 def layers(graph_def):

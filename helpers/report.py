@@ -90,6 +90,8 @@ def conclusion(result):
     if slower:
         where = ", ".join(str(size) for size in slower)
         sentences.append(f"At batch size {where} {int8} is not faster. {why_not(result)}")
+    if machine.int8_level(result["machine"]["isa"]) != "AMX":
+        sentences.append(machine.expectation(result["machine"]["isa"]))
     noise = result["noise"]
     sentences.append(
         "The measurement was steady"
@@ -105,9 +107,8 @@ def conclusion(result):
 
 def why_not(result):
     """The likely reason why INT8 is not faster on the machine of this result."""
-    flags = set(result["machine"]["isa"])
-    if not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
-        return "The CPU has neither DL Boost nor AMX, so INT8 needs as many instructions as FP32."
+    if machine.int8_level(result["machine"]["isa"]) == "none":
+        return "Without DL Boost or AMX, INT8 needs about as many instructions as FP32."
     return (
         "The CPU has INT8 instructions, so look at the graph: layers that stayed in FP32, or work "
         "per call too small to repay the quantize steps."
@@ -213,3 +214,16 @@ def picture(path, result):
     table = times_table(result) if "times" in Path(path).name else absolute_table(result)
     rows = [" ".join(row.split()) for row in table.splitlines()]
     return Image(filename=str(path), alt=f"Bar charts for {result['model']}. {'; '.join(rows)}")
+
+
+def image(figure, alt):
+    """A matplotlib figure for a notebook as a PNG with alt text."""
+    import io
+
+    from IPython.display import Image
+    from matplotlib import pyplot
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    pyplot.close(figure)  # or the notebook would show it a second time
+    return Image(buffer.getvalue(), alt=alt)

@@ -59,15 +59,22 @@ def serve(job, requests, answer):
             batches[size] = np.ascontiguousarray(images[rows], graph.signature.dtype)
         return batches[size]
 
-    answer({"onednn": machine.onednn_version(), **dataclasses.asdict(graph.signature)})
+    answer(
+        {
+            "onednn": machine.onednn_version(),
+            "device": graph.device,
+            **dataclasses.asdict(graph.signature),
+        }
+    )
     for line in requests:
         request = json.loads(line)
         if request["do"] == "inputs":
-            images = np.load(request["path"], mmap_mode="r")
+            images = np.load(request["path"])
             answer({})
         elif request["do"] == "predict":
             inputs = np.asarray(images, graph.signature.dtype)
-            np.save(request["to"], graph.predict(inputs, request["batch_size"]))
+            with open(request["to"], "wb") as file:
+                np.save(file, graph.predict(inputs, request["batch_size"]))
             answer({})
         elif request["do"] == "warm":
             x = batch(request["batch_size"])

@@ -1,7 +1,9 @@
+import os
 import re
 import subprocess
 import sys
 
+import pytest
 import yaml
 from conftest import ROOT
 
@@ -17,8 +19,75 @@ def test_the_lock_holds_every_direct_dependency():
     assert len(direct) >= 12 and direct.items() <= locked.items()
 
 
-def test_every_locked_package_has_hashes_and_no_address():
-    text = (ROOT / "requirements.txt").read_text()
+def test_the_gpu_lock_differs_only_where_it_must():
+    cpu, gpu = pins("requirements.txt"), pins("requirements-gpu.txt")
+    assert pins("requirements-gpu.in").items() <= gpu.items()
+    itex = {"intel-extension-for-tensorflow", "intel-extension-for-tensorflow-lib"}
+    assert {name for name in cpu if gpu.get(name) != cpu[name]} == itex
+
+
+@pytest.fixture
+def gpu_tree(tmp_path):
+    """A tree with a render node of an Intel GPU and the level-zero loader."""
+    loader = tmp_path / "usr/lib/x86_64-linux-gnu/libze_loader.so.1"
+    node = tmp_path / "dev/dri/renderD128"
+    vendor = tmp_path / "sys/class/drm/renderD128/device/vendor"
+    for path in (loader, node, vendor):
+        path.parent.mkdir(parents=True)
+        path.write_text("0x8086\n")
+    return tmp_path
+
+
+def gpu_set_up(tree, folder):
+    """set_env.sh --device gpu with empty locks: detection and choice, no packages."""
+    folder.mkdir()
+    (folder / "set_env.sh").write_text((ROOT / "set_env.sh").read_text())
+    for name in ("requirements.txt", "requirements-gpu.txt"):
+        (folder / name).write_text(f"# {name}\n")
+    return subprocess.run(
+        ["bash", folder / "set_env.sh", "--device", "gpu"],
+        env={**os.environ, "DEVICE_ROOT": str(tree)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_gpu_is_refused_without_one(gpu_tree, tmp_path):
+    (gpu_tree / "sys/class/drm/renderD128/device/vendor").write_text("0x10de\n")
+    done = gpu_set_up(gpu_tree, tmp_path / "a")
+    assert done.returncode == 1 and "no Intel GPU here" in done.stderr
+    (gpu_tree / "dev/dri/renderD128").unlink()
+    done = gpu_set_up(gpu_tree, tmp_path / "b")
+    assert done.returncode == 1 and "no Intel GPU here" in done.stderr
+    assert not (tmp_path / "b" / "env_intel_tf").exists()
+
+
+def test_gpu_is_refused_without_the_loader(gpu_tree, tmp_path):
+    if "libze_loader" in subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout:
+        pytest.skip("the level-zero loader is installed here")
+    (gpu_tree / "usr/lib/x86_64-linux-gnu/libze_loader.so.1").unlink()
+    done = gpu_set_up(gpu_tree, tmp_path / "a")
+    assert done.returncode == 1 and "libze1" in done.stderr
+
+
+def test_gpu_environment_keeps_its_device(gpu_tree, tmp_path):
+    done = gpu_set_up(gpu_tree, tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    environment = tmp_path / "a" / "env_intel_tf"
+    assert (environment / ".device").read_text() == "gpu\n"
+    assert "LD_LIBRARY_PATH" in (environment / "bin" / "activate").read_text()
+    again = subprocess.run(
+        ["bash", tmp_path / "a" / "set_env.sh"],
+        env={**os.environ, "DEVICE_ROOT": str(gpu_tree)},
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0 and again.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt"])
+def test_every_locked_package_has_hashes_and_no_address(name):
+    text = (ROOT / name).read_text()
     entries = re.split(r"\n(?=[a-z0-9])", text)
     assert all("--hash=sha256:" in entry for entry in entries if "==" in entry)
     assert "://" not in text and "--index" not in text and "--find-links" not in text
@@ -45,7 +114,7 @@ def test_set_env_explains_a_missing_python(tmp_path):
     (tmp_path / "requirements.txt").write_text("")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("cat", "cut", "dirname", "echo", "flock", "grep", "rm", "sha256sum", "uname"):
+    for tool in ("cat", "cut", "dirname", "echo", "flock", "grep", "ldconfig", "rm", "sha256sum", "uname"):
         found = subprocess.run(["bash", "-c", f"type -P {tool}"], capture_output=True, text=True)
         (tools / tool).symlink_to(found.stdout.strip())
     done = subprocess.run(

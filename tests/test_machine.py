@@ -95,3 +95,17 @@ def test_importing_helpers_does_not_import_tensorflow():
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=".").returncode == 0
+
+
+def test_intel_gpus_are_told_from_others(tmp_path):
+    assert machine.intel_gpus(tmp_path) == []
+    for node, vendor in (("renderD128", "0x8086"), ("renderD129", "0x10de")):
+        for path in (f"dev/dri/{node}", f"sys/class/drm/{node}/device/vendor"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(vendor + "\n")
+    assert machine.intel_gpus(tmp_path) == ["renderD128"]
+
+
+def test_a_gpu_is_named_where_it_ran():
+    here = {**machine.describe(), "device": "XPU", "gpus": ["renderD128"]}
+    assert machine.summary(here).startswith("Intel GPU (renderD128)")

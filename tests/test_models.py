@@ -82,3 +82,10 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="disk is full"), files.whole(tmp_path / "x"):
         with open("/dev/full", "w") as full:
             full.write("x" * 10_000)
+
+
+def test_a_missing_alexnet_names_the_notebook(tmp_path):
+    with pytest.raises(UserError, match="Run notebook 02_train_alexnet first"):
+        models.alexnet(tmp_path)
+    with pytest.raises(UserError, match="Run notebook 03_quantize_alexnet first"):
+        models.alexnet(tmp_path, "int8")

@@ -50,3 +50,54 @@ def test_quiet_logs_everything_and_restores(tmp_path, capfd):
 def test_log_of_the_quantizer_is_kept(graphs):
     assert "Start to apply static_quant" in graphs["log"].read_text()
     assert not (ROOT / "nc_workspace").exists(), "INC wrote into the current folder"
+
+
+def test_kernels_that_ran_are_read_from_onednn(graphs):
+    def weights(name):
+        return {kind for _, kind, _ in quantization.kernels(graphs[name], images(4))}
+
+    assert weights("int8") == {"s8"}
+    assert weights("fp32") == {"f32"}
+    ran = quantization.kernels(graphs["int8"], images(4))
+    assert sum(ran.values()) == 3
+
+
+def test_leaving_layers_float(graphs):
+    quantized = models.read_graph(graphs["int8"])
+    names = [layer.name for layer in quantization.layers(quantized)]
+    partly = quantization.leave_float(quantized, names[:1])
+    assert [layer.int8 for layer in quantization.layers(partly)] == [False, True, True]
+    assert all(layer.int8 for layer in quantization.layers(quantized)), "the original changed"
+    x = images(16, seed=6)
+    fp32 = models.FrozenGraph(graphs["fp32"]).predict(x)
+    all_float = models.FrozenGraph(quantization.leave_float(quantized, names)).predict(x)
+    assert np.allclose(all_float, fp32, atol=1e-4)
+
+
+def test_sensitivity_ranks_the_worst_layer_first(graphs):
+    x = images(64, seed=7)
+    reference = models.FrozenGraph(graphs["fp32"]).predict(x)
+    ranking = quantization.sensitivity(models.read_graph(graphs["int8"]), reference, x)
+    assert len(ranking) == 3
+    assert [ratio for ratio, _ in ranking] == sorted(ratio for ratio, _ in ranking)
+
+
+def test_tuning_stops_at_the_first_that_passes(tmp_path, capsys):
+    made = []
+
+    def attempt(name):
+        return name, lambda: made.append(name) or tmp_path / name
+
+    accuracy = {"a": 0.90, "b": 0.9891, "c": 0.99}
+    attempts = [attempt(name) for name in "abc"]
+    trials = quantization.tune(attempts, lambda path: accuracy[path.name], 0.99, 0.1)
+    assert made == ["a", "b"], "an attempt after the one that passes was made"
+    assert [trial.passed for trial in trials] == [False, True]
+    assert trials[1].drop == pytest.approx(0.09)
+    assert "loses too much" in capsys.readouterr().out
+
+
+def test_tuning_admits_that_nothing_passes(tmp_path):
+    attempts = [(name, lambda: tmp_path) for name in "ab"]
+    trials = quantization.tune(attempts, lambda path: 0.98, 0.99, 0.1)
+    assert len(trials) == 2 and not any(trial.passed for trial in trials)
