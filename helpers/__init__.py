@@ -1,7 +1,7 @@
 """Thin helpers behind the notebooks; importing this package does not import TensorFlow.
 
-It does set the log levels that TensorFlow and ITEX read when they are imported later: their start-up
-lines are no news to a reader. Values that are set already are left alone.
+It does set the log levels that TensorFlow and ITEX read when they are imported later: their
+start-up lines are no news to a reader. Values that are set already are left alone.
 """
 
 import os

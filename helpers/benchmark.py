@@ -66,7 +66,7 @@ class Worker:
             "OMP_NUM_THREADS": str(threads),
             "TF_NUM_INTRAOP_THREADS": str(threads),
             "TF_NUM_INTEROP_THREADS": "1",
-            "KMP_BLOCKTIME": "1",  # ms; the default lets an idle worker spin into the next one's turn
+            "KMP_BLOCKTIME": "1",  # ms; by default an idle worker spins into the next turn
             "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
         }
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def agreement(reference, values, name):
 
 
 def predict(workers, inputs, batch_size, folder):
-    """Give all workers the same inputs (N, …); their outputs by name, kept as <folder>/<name>.npy."""
+    """Give all workers the same inputs (N, …); outputs by name, kept as <folder>/<name>.npy."""
     folder.mkdir(parents=True, exist_ok=True)
     outputs = {}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:

@@ -53,18 +53,25 @@ def listing():
 
 def run_notebook(path, copy, parameters=None):
     """Execute a notebook into `copy` with papermill; progress on the screen where there is one."""
+    import nbformat
     import papermill
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    papermill.execute_notebook(
-        str(path),
-        str(copy),
-        parameters=parameters,
-        cwd=str(NOTEBOOKS),
-        kernel_name="python3",
-        progress_bar={"ncols": 78, "file": sys.stdout} if sys.stdout.isatty() else False,
-        # below this level ipykernel warns about its connection on every start
-        extra_arguments=["--IPKernelApp.log_level=40"],
-    )
+    try:
+        papermill.execute_notebook(
+            str(path),
+            str(copy),
+            parameters=parameters,
+            cwd=str(NOTEBOOKS),
+            kernel_name="python3",
+            progress_bar={"ncols": 78, "file": sys.stdout} if sys.stdout.isatty() else False,
+            # or the kernel warns about its connection at every start and complains on Ctrl-C
+            extra_arguments=["--IPKernelApp.log_level=50"],
+        )
+    finally:
+        if copy.exists():  # keep of each progress bar only its end
+            book, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(copy, 4), {})
+            nbformat.write(book, copy)
 
 
 def execute(path, copy, parameters):
@@ -130,8 +137,10 @@ def main(arguments=None):
     except OSError as error:
         print(f"{output} cannot be written ({error.strerror}). Choose another with --output DIR.")
         return 1
-    # a batch system ends a job with SIGTERM: same way out as Ctrl-C, so that children end, too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
+    # both take the way out of Ctrl-C, so that children end, too
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     since, failed, times = time.time(), None, []
     parameters = {"profile": "quick" if options.quick else "full", "output": str(output)}
     try:
@@ -148,7 +157,7 @@ def main(arguments=None):
         return 130
     finally:
         held.close()
-    print("\n" + summary(output, since) + "\n")
+    print("\n" + "\n\n".join(filter(None, [summary(output, since), ""])))
     for stem, seconds, state in times:
         print(f"{stem:<26} {state:<7} {seconds:6.0f} s")
     if failed:

@@ -124,7 +124,9 @@ def fetch(url, path, progress=True):
         models.find_signature(models.read_graph(part), path=url)
     except UserError as error:
         part.unlink()
-        raise UserError(f"{url} is not the model it should be, and was not kept: {error}") from error
+        raise UserError(
+            f"{url} is not the model it should be, and was not kept: {error}"
+        ) from error
     checksum = files.sha256(part)
     if known.get(path.name, checksum) != checksum:
         part.unlink()

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 # CPU flags in /proc/cpuinfo that decide which kernels oneDNN picks, and what each is for.
@@ -47,7 +47,7 @@ def _cpuinfo(path="/proc/cpuinfo"):
 
 
 def isa_flags(cpuinfo="/proc/cpuinfo"):
-    """The names in ISA_FLAGS that this CPU has and oneDNN may use (ONEDNN_MAX_CPU_ISA lowers it)."""
+    """The ISA_FLAGS that this CPU has and oneDNN may use (ONEDNN_MAX_CPU_ISA lowers it)."""
     present = set(_cpuinfo(cpuinfo).get("flags", "").split())
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if cap in _ISA_CAPS:
@@ -61,7 +61,7 @@ def has_bf16():
 
 
 def int8_level(flags=None):
-    """The best INT8 unit among `flags` (those of this CPU by default): 'AMX', 'DL Boost', 'none'."""
+    """The best INT8 unit among `flags` (by default this CPU's): 'AMX', 'DL Boost', 'none'."""
     flags = isa_flags() if flags is None else flags
     if "amx_int8" in flags:
         return "AMX"
@@ -201,7 +201,7 @@ def onednn_version():
 
 
 def now():
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def summary(machine):

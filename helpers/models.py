@@ -20,7 +20,7 @@ class Signature:
 
 
 def read_graph(path):
-    """The GraphDef in the file `path`; UserError when it is missing, cut short or something else."""
+    """The GraphDef in the file `path`; UserError when it is missing, cut short or no graph."""
     import tensorflow as tf
 
     path = Path(path)
@@ -78,7 +78,7 @@ def find_signature(graph_def, input_name=None, output_name=None, path="the graph
 
 
 def alexnet(folder, precision="fp32"):
-    """Path of the AlexNet that an earlier notebook made below `folder`; UserError where it did not."""
+    """Path of the AlexNet an earlier notebook made below `folder`; UserError where it did not."""
     path = Path(folder) / "models" / f"alexnet_{precision}.pb"
     if not path.exists():
         notebook = {"fp32": "02_train_alexnet", "int8": "03_quantize_alexnet"}[precision]

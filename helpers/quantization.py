@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-_DESCRIPTOR_2 = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115: open as long as INC is
+_DESCRIPTOR_2 = open(2, "w", buffering=1, closefd=False)  # open for as long as INC is loaded
 LAYER_OPS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
@@ -57,7 +57,10 @@ def quiet(log):
             os.dup2(file.fileno(), number)
         streams = [handler.setStream(_DESCRIPTOR_2) for handler in handlers]
         try:
-            with contextlib.redirect_stdout(_DESCRIPTOR_2), contextlib.redirect_stderr(_DESCRIPTOR_2):
+            with (
+                contextlib.redirect_stdout(_DESCRIPTOR_2),
+                contextlib.redirect_stderr(_DESCRIPTOR_2),
+            ):
                 # INC reads calibration ranges back from sys.stderr as it was at INC's import, so
                 # that has to be descriptor 2 itself; a notebook kernel's sys.stderr is not
                 from neural_compressor.tensorflow.utils.model import TFConfig
@@ -97,7 +100,7 @@ class Trial:
 
 
 def tune(attempts, accuracy_of, baseline, tolerance):
-    """Try quantizations in order until one keeps the accuracy: the list of Trials, the last decides.
+    """Try quantizations in order until one keeps the accuracy: Trials, of which the last decides.
 
     `attempts` are pairs (name, make) where make() gives the path of a quantized graph; what comes
     after the first that passes is never made. `accuracy_of(path)` measures a graph (0 to 1) on the
@@ -198,6 +201,8 @@ def layers(graph_def):
     for node in graph_def.node:
         if node.op in LAYER_OPS:
             found.append(Layer(node.name, node.op, all(map(dequantized, node.input[:2]))))
-        elif node.op.lstrip("_").startswith(("QuantizedConv2D", "QuantizedMatMul", "QuantizedDepth")):
+        elif node.op.lstrip("_").startswith(
+            ("QuantizedConv2D", "QuantizedMatMul", "QuantizedDepth")
+        ):
             found.append(Layer(node.name, node.op, True))
     return found

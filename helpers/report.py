@@ -1,5 +1,6 @@
 """What people see of a result: the table, the conclusion and the two figures."""
 
+import textwrap
 from pathlib import Path
 
 from helpers import files, machine
@@ -56,7 +57,9 @@ def times_table(result):
 def detail_table(result):
     """Percentiles of one call per batch size, and ratios with their range."""
     head = ["batch", "p50 ms", "p90 ms", "p99 ms", "best ms", "img/s", "times [95 % range]  best"]
-    lines = ["".join([head[0].ljust(8), "".ljust(7), *(h.rjust(9) for h in head[1:6]), "  ", head[6]])]
+    lines = [
+        "".join([head[0].ljust(8), "".ljust(7), *(h.rjust(9) for h in head[1:6]), "  ", head[6]])
+    ]
     for size in result["settings"]["batch_sizes"]:
         for entry in result["candidates"]:
             batch = _batch(result, entry["name"], size)
@@ -67,7 +70,7 @@ def detail_table(result):
             span = f"[{number(times['low'])} - {number(times['high'])}]"
             last = f"{number(times['median']).ljust(5)} {span.ljust(14)} {number(times['best'])}"
             label = str(size).ljust(8) + entry["name"].ljust(7)
-            lines.append(label + "".join(cells) + "  " + ("1" if "FP32" == entry["name"] else last))
+            lines.append(label + "".join(cells) + "  " + ("1" if entry["name"] == "FP32" else last))
     return "\n".join(lines)
 
 
@@ -126,8 +129,10 @@ def agreement_lines(result):
 def _bars(axes, title, names, values, spans, lower_is_better):
     bars = axes.bar(names, values, color=[COLOURS.get(n, "#009E73") for n in names], width=0.62)
     if spans:
-        errors = [[max(0, v - s[i]) if i == 0 else max(0, s[i] - v) for v, s in zip(values, spans)]
-                  for i in (0, 1)]
+        errors = [
+            [max(0, v - s[i]) if i == 0 else max(0, s[i] - v) for v, s in zip(values, spans)]
+            for i in (0, 1)
+        ]
         axes.errorbar(names, values, yerr=errors, fmt="none", ecolor="black", capsize=4, lw=1)
     tops = [span[1] for span in spans] if spans else values
     for bar, value, top in zip(bars, values, tops):
@@ -204,7 +209,7 @@ def show(result, folder):
     print(f"Save to {times}\n")
     print(detail_table(result) + "\n")
     print(agreement_lines(result))
-    print(conclusion(result))
+    print(textwrap.fill(conclusion(result), 100))
 
 
 def picture(path, result):

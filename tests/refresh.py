@@ -1,6 +1,6 @@
 """Run notebooks with their default settings and store the outputs in them.
 
-    python tests/refresh.py [words]      (in the activated environment; all notebooks without words)
+python tests/refresh.py [words]      (in the activated environment; all notebooks without words)
 """
 
 import json
@@ -12,15 +12,13 @@ import textwrap
 from pathlib import Path
 
 import nbformat
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers import cli, files, report
 
 
 def clean(notebook):
-    """Leave only what a reader sees: of a progress bar its end, no papermill or timing metadata."""
-    notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
+    """Leave only what a reader sees: no papermill or timing metadata."""
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution"):

@@ -129,12 +129,14 @@ def test_accuracy_is_the_share_of_right_classes():
 
 
 def test_workers_end_with_the_block(graphs, tmp_path):
-    with pytest.raises(RuntimeError, match="stop"):
-        with benchmark.workers_for(
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        benchmark.workers_for(
             benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False), 1, tmp_path
-        ) as workers:
-            processes = [one.process for one in workers.values()]
-            raise RuntimeError("stop")
+        ) as workers,
+    ):
+        processes = [one.process for one in workers.values()]
+        raise RuntimeError("stop")
     assert all(process.poll() is not None for process in processes)
 
 

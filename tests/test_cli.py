@@ -124,5 +124,7 @@ def test_interrupting_ends_the_kernel(checkout, tmp_path, number):
 
 def test_only_a_job_in_a_checkout_runs(tmp_path):
     script = shutil.copy(ROOT / "run_all.sh", tmp_path / "slurm_script")
-    done = subprocess.run([script], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    done = subprocess.run(
+        [script], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
+    )
     assert done.returncode == 1 and "submit this job from" in done.stderr

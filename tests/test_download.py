@@ -200,5 +200,7 @@ def test_checksums_are_those_of_the_files(server, tmp_path):
     get(server, tmp_path)
     known = json.loads((tmp_path / "checksums.json").read_text())
     listed = subprocess.run(["sha256sum", *NAMES.values()], cwd=tmp_path, capture_output=True)
-    assert {name: value for value, name in map(str.split, listed.stdout.decode().splitlines())} == known
+    assert {
+        name: value for value, name in map(str.split, listed.stdout.decode().splitlines())
+    } == known
     assert os.path.exists(tmp_path / NAMES["fp32"])

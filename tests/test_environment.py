@@ -114,7 +114,18 @@ def test_set_env_explains_a_missing_python(tmp_path):
     (tmp_path / "requirements.txt").write_text("")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("cat", "cut", "dirname", "echo", "flock", "grep", "ldconfig", "rm", "sha256sum", "uname"):
+    for tool in (
+        "cat",
+        "cut",
+        "dirname",
+        "echo",
+        "flock",
+        "grep",
+        "ldconfig",
+        "rm",
+        "sha256sum",
+        "uname",
+    ):
         found = subprocess.run(["bash", "-c", f"type -P {tool}"], capture_output=True, text=True)
         (tools / tool).symlink_to(found.stdout.strip())
     done = subprocess.run(

@@ -6,7 +6,9 @@ import pytest
 
 from helpers import machine
 
-XEON = "processor : 0\nmodel name : Test\nflags : fpu avx2 avx512f avx512_vnni avx512_bf16 amx_int8\n"
+XEON = (
+    "processor : 0\nmodel name : Test\nflags : fpu avx2 avx512f avx512_vnni avx512_bf16 amx_int8\n"
+)
 
 
 @pytest.fixture

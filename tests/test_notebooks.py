@@ -2,15 +2,19 @@
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import papermill
 import pytest
 from conftest import ROOT
 
-from helpers import cli
+from helpers import cli, quantization
+from helpers.models import read_graph
 
 BOOKS = cli.notebooks()
 
@@ -36,6 +40,53 @@ def test_outputs_are_reproduced(path, outputs, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def run(name, folder, **parameters):
+    """Execute one notebook on quick settings; the error text, or None when it ended well."""
+    path = next(path for path in BOOKS if path.stem.startswith(name))
+    return cli.execute(
+        path, folder / "copy.ipynb", {"profile": "quick", "output": str(folder), **parameters}
+    )
+
+
+@pytest.mark.parametrize(("name", "first"), [("03", "02_train"), ("04", "02_train")])
+def test_a_missing_model_names_the_notebook_to_run(name, first, tmp_path):
+    assert f"Run notebook {first}_alexnet first" in run(name, tmp_path)
+
+
+def test_an_impossible_tolerance_is_admitted(outputs, tmp_path):
+    """On the AlexNet that the test above has trained."""
+    trained = outputs / "alexnet" / "models" / "alexnet_fp32.pb"
+    if not trained.exists():
+        pytest.skip("needs the run of notebook 02 above")
+    models = tmp_path / "alexnet" / "models"
+    models.mkdir(parents=True)
+    shutil.copy(trained, models)
+    (models / "alexnet_int8.pb").write_text("of an earlier run")
+    assert "UserError: No attempt stays within -5 points" in run("03", tmp_path, tolerance=-5)
+    assert not (models / "alexnet_int8.pb").exists()
+    for number in (0, 1, 2):  # the careful attempts really leave layers in FP32
+        path = models / "trials" / f"per_channel_{number}_float.pb"
+        layers = quantization.layers(read_graph(path))
+        assert len(layers) == 7 and sum(layer.int8 for layer in layers) == 7 - number
+
+
+def test_interrupted_training_goes_on(tmp_path):
+    command = [sys.executable, "-m", "helpers.cli", "--quick", "--output", tmp_path, "02"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    models = tmp_path / "alexnet" / "models"
+    end = time.monotonic() + 300
+    while not list(models.glob("**/checkpoint")) and time.monotonic() < end:
+        assert process.poll() is None, "ended before the first checkpoint"
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not (models / "alexnet_fp32.pb").exists()
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    copy = tmp_path / "notebooks" / "02_train_alexnet.ipynb"
+    assert "Going on after an interruption" in copy.read_text()
+    assert (models / "alexnet_fp32.pb").exists() and not list(models.glob("backup*"))
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
