@@ -63,10 +63,13 @@ def quiet(log):
             ):
                 # INC reads calibration ranges back from sys.stderr as it was at INC's import, so
                 # that has to be descriptor 2 itself; a notebook kernel's sys.stderr is not
-                from neural_compressor.tensorflow.utils.model import TFConfig
+                from neural_compressor.tensorflow.utils import model as inc
 
                 with tempfile.TemporaryDirectory(prefix="inc_") as workspace:
-                    TFConfig.global_config["workspace_path"] = workspace  # not the current folder
+                    # not the current folder; the first is for the next quantization, the second for
+                    # those after it (autotune), to which INC goes back
+                    inc.TFConfig.global_config["workspace_path"] = workspace
+                    inc.DEFAULT_WORKSPACE = workspace
                     yield log
         finally:
             _DESCRIPTOR_2.flush()
@@ -74,7 +77,7 @@ def quiet(log):
                 os.dup2(copy, number)
                 os.close(copy)
             for handler, stream in zip(handlers, streams):
-                handler.setStream(stream)
+                handler.setStream(stream or _DESCRIPTOR_2)  # None: it was that one already
             os.environ.clear()
             os.environ.update(before)
 

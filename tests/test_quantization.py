@@ -52,6 +52,17 @@ def test_log_of_the_quantizer_is_kept(graphs):
     assert not (ROOT / "nc_workspace").exists(), "INC wrote into the current folder"
 
 
+def test_the_second_quantization_leaves_the_current_folder_alone(graphs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loader = quantization.CalibrationLoader(images(8), 8)
+    with quantization.quiet(tmp_path / "log"):
+        from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
+
+        for _ in range(2):
+            quantize_model(str(graphs["fp32"]), StaticQuantConfig(), loader, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
 def test_kernels_that_ran_are_read_from_onednn(graphs):
     def weights(name):
         return {kind for _, kind, _ in quantization.kernels(graphs[name], images(4))}
