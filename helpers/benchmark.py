@@ -145,8 +145,8 @@ def agreement(reference, values, name):
     if sqnr < GARBAGE_SQNR_DB:
         raise UserError(
             f"{name} does not compute what FP32 computes (SQNR {sqnr:.1f} dB on the same inputs, "
-            f"at least {GARBAGE_SQNR_DB:.0f} dB wanted); it was not timed. Were the inputs like those "
-            "it was calibrated on? --inputs gives your own."
+            f"at least {GARBAGE_SQNR_DB:.0f} dB wanted); it was not timed. Were the inputs like "
+            "those it was calibrated on? --inputs gives your own."
         )
     rows = len(reference)
     same = reference.reshape(rows, -1).argmax(1) == values.reshape(rows, -1).argmax(1)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from helpers import UserError, files
 
-RESNET50_SHAPE = (224, 224, 3)
-
 
 @dataclass(frozen=True)
 class Signature:

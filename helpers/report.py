@@ -70,7 +70,9 @@ def detail_table(result):
             span = f"[{number(times['low'])} - {number(times['high'])}]"
             last = f"{number(times['median']).ljust(5)} {span.ljust(14)} {number(times['best'])}"
             label = str(size).ljust(8) + entry["name"].ljust(7)
-            lines.append(label + "".join(cells) + "  " + ("1" if entry["name"] == "FP32" else last))
+            lines.append(
+                label + "".join(cells) + "  " + ("1" if entry is result["candidates"][0] else last)
+            )
     return "\n".join(lines)
 
 

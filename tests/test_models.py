@@ -29,7 +29,6 @@ def test_batch_norms_are_folded(graphs):
 
 def test_resnet50_with_random_weights_tells_images_apart():
     model = models.resnet50("random")
-    assert model.input_shape[1:] == models.RESNET50_SHAPE
     probabilities = model(datasets.dummy_images(16, seed=5)).numpy()
     assert np.isfinite(probabilities).all()
     assert len(set(probabilities.argmax(axis=1))) > 8
