@@ -86,8 +86,9 @@ def test_garbage_is_not_timed():
 
 def test_timing_meets_both_minimums():
     assert len(worker.time_calls(lambda: None, 0, 7)) == 7
+    start = worker.CLOCK()
     durations = worker.time_calls(lambda: None, 0.05, 1)
-    assert len(durations) > 100 and 0.01 < sum(durations) <= 0.06
+    assert len(durations) > 1 and worker.CLOCK() - start >= 0.05 >= min(durations)
 
 
 def test_warm_up_goes_on_until_times_settle():
