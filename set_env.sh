@@ -26,7 +26,7 @@ TEXT
 device=$(cat "$env_dir/.device" 2>/dev/null || echo cpu)
 while [ $# -gt 0 ]; do
   case $1 in
-    --device) device=${2:-}; shift ;;
+    --device) device=${2:-}; [ $# -lt 2 ] || shift ;;
     -h | --help) usage; exit 0 ;;
     *) die "unknown option '$1'; see ./set_env.sh --help" ;;
   esac

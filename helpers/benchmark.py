@@ -139,6 +139,8 @@ def agreement(reference, values, name):
     """
     if values.shape != reference.shape:
         raise UserError(f"{name} gives outputs {values.shape}, FP32 gives {reference.shape}.")
+    if not np.isfinite(reference).all():
+        raise UserError("FP32 gives outputs that are not finite; nothing was timed.")
     if not np.isfinite(values).all():
         raise UserError(f"{name} gives outputs that are not finite; it was not timed.")
     sqnr = sqnr_db(reference, values)

@@ -84,6 +84,12 @@ def test_garbage_is_not_timed():
             benchmark.agreement(reference, bad, "INT8")
 
 
+def test_a_baseline_that_is_not_finite_is_not_timed():
+    broken = np.full((4, 3), np.nan)
+    with pytest.raises(UserError, match="FP32 gives outputs that are not finite"):
+        benchmark.agreement(broken, np.eye(4, 3), "INT8")
+
+
 def test_timing_meets_both_minimums():
     assert len(worker.time_calls(lambda: None, 0, 7)) == 7
     start = worker.CLOCK()

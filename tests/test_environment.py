@@ -62,6 +62,12 @@ def test_gpu_is_refused_without_one(gpu_tree, tmp_path):
     assert not (tmp_path / "b" / "env_intel_tf").exists()
 
 
+def test_a_device_that_is_not_one_is_told():
+    for words in (["--device"], ["--device", "tpu"]):
+        done = subprocess.run([ROOT / "set_env.sh", *words], capture_output=True, text=True)
+        assert done.returncode == 1 and "--device is cpu or gpu" in done.stderr
+
+
 def test_gpu_is_refused_without_the_loader(gpu_tree, tmp_path):
     if "libze_loader" in subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout:
         pytest.skip("the level-zero loader is installed here")
