@@ -113,7 +113,8 @@ rm -rf "$env_dir"
 make_venv
 "$env_dir/bin/python" -m pip install --disable-pip-version-check --no-input --require-hashes \
   --progress-bar "$([ -t 2 ] && echo on || echo off)" -r "$here/$lock_file" 2>&1 |
-  grep --line-buffered -E '^(Collecting|Installing|ERROR|error)|━|[0-9] [kMG]B/s' >&2 ||
+  grep --line-buffered -E '^(Collecting|Installing|ERROR|error)|━|[0-9] [kMG]B/s' |
+  sed -u -E 's/ \(from -r .*//; s/^Installing collected packages.*/Installing …/' >&2 ||
   [ "${PIPESTATUS[0]}" = 0 ] || unfinished "Installing the packages failed (no network, or a full disk?)"
 "$env_dir/bin/python" -m pip --disable-pip-version-check check >&2 || unfinished "The packages do not fit together"
 if [ "$device" = gpu ]; then # the oneAPI wheels put their libraries where the loader does not look

@@ -321,6 +321,7 @@ def compare(
             "graph": os.path.relpath(one.graph, output),
             "bytes": Path(one.graph).stat().st_size,
             "knobs": one.knobs,
+            "layers": loaded[one.name]["layers"],
             "batches": [summarise(size, times[one.name][size]) for size in batch_sizes],
             "accuracy": accuracy(outputs[one.name], labels),
         }

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from helpers import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -120,6 +122,32 @@ def summary(output, since):
     return "\n\n".join(parts)
 
 
+def run_all(chosen, output, parameters):
+    """Execute notebooks until one fails, print each as it comes: (books for the page, failure)."""
+    books, failed = [], None
+    for index, path in enumerate(chosen, 1):
+        title, minutes = about(path)
+        print(f"[{index}/{len(chosen)}] {path.stem}: {title} ({minutes})", flush=True)
+        start = time.monotonic()
+        failed = execute(path, output / "notebooks" / path.name, parameters)
+        seconds = f"{time.monotonic() - start:.0f} s"
+        state = "failed" if failed else "done"
+        books.append({"stem": path.stem, "title": title, "state": state, "time": seconds})
+        if failed:
+            break
+    return books, failed
+
+
+def earlier(output, books):
+    """The notebooks that an earlier run has executed into `output`, in the form of `books`."""
+    ran = {book["stem"] for book in books}
+    return [
+        {"stem": path.stem, "title": about(path)[0], "state": "earlier run", "time": ""}
+        for path in notebooks()
+        if path.stem not in ran and (output / "notebooks" / path.name).exists()
+    ]
+
+
 def main(arguments=None):
     options = parse(arguments)
     if options.list:
@@ -141,30 +169,27 @@ def main(arguments=None):
     # both take the way out of Ctrl-C, so that children end, too
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    since, failed, times = time.time(), None, []
+    from helpers import site  # not at the top: see above
+
+    since = time.time()
     parameters = {"profile": "quick" if options.quick else "full", "output": str(output)}
     try:
-        for index, path in enumerate(chosen, 1):
-            title, minutes = about(path)
-            print(f"[{index}/{len(chosen)}] {path.stem}: {title} ({minutes})", flush=True)
-            start = time.monotonic()
-            failed = execute(path, output / "notebooks" / path.name, parameters)
-            times.append((path.stem, time.monotonic() - start, "failed" if failed else "done"))
-            if failed:
-                break
+        books, failed = run_all(chosen, output, parameters)
+        print("\n" + "\n\n".join(filter(None, [summary(output, since), ""])))
+        for book in books:
+            print(f"{book['stem']:<26} {book['state']:<7} {book['time']:>8}")
+        page = site.write(output, books + earlier(output, books), failed)
+        print(f"Executed notebooks: {output / 'notebooks'}\nAll of it on one page: {page}")
+    except UserError as error:  # the disk is full
+        failed = str(error)
     except KeyboardInterrupt:
-        print(f"\nInterrupted in {path.stem}; no result was written for it.")
+        print("\nInterrupted; no result was written for the notebook under way.")
         return 130
     finally:
         held.close()
-    print("\n" + "\n\n".join(filter(None, [summary(output, since), ""])))
-    for stem, seconds, state in times:
-        print(f"{stem:<26} {state:<7} {seconds:6.0f} s")
     if failed:
         print(f"\nFailed: {failed}")
-        return 1
-    print(f"Executed notebooks: {output / 'notebooks'}")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

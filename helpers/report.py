@@ -87,6 +87,10 @@ def conclusion(result):
         f"{number(down['median'])} times its latency at batch {small}, on "
         f"{machine.summary(result['machine'])}."
     ]
+    for one in (result["candidates"][0], result["candidates"][-1]):
+        if (one["layers"]["int8"] == 0) == (one["name"] == int8):
+            count = one["layers"]["int8"] or "no"
+            sentences.append(f"But {one['name']} has {count} layers in INT8: swapped graphs?")
     slower = [
         one["batch_size"]
         for one in result["ratios"]
@@ -214,13 +218,18 @@ def show(result, folder):
     print(textwrap.fill(conclusion(result), 100))
 
 
-def picture(path, result):
-    """A saved figure for a notebook, with alt text that says in words what it shows."""
-    from IPython.display import Image
-
+def alt_text(path, result):
+    """What a saved figure shows, in words."""
     table = times_table(result) if "times" in Path(path).name else absolute_table(result)
     rows = [" ".join(row.split()) for row in table.splitlines()]
-    return Image(filename=str(path), alt=f"Bar charts for {result['model']}. {'; '.join(rows)}")
+    return f"Bar charts for {result['model']}. {'; '.join(rows)}"
+
+
+def picture(path, result):
+    """A saved figure for a notebook, with alt text."""
+    from IPython.display import Image
+
+    return Image(filename=str(path), alt=alt_text(path, result))
 
 
 def image(figure, alt):

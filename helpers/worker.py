@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from helpers import UserError, machine
+from helpers import UserError, machine, quantization
 
 CLOCK = time.perf_counter
 
@@ -51,6 +51,7 @@ def serve(job, requests, answer):
     from helpers.models import FrozenGraph
 
     graph = FrozenGraph(job["graph"], job["input_name"], job["output_name"])
+    layers = quantization.layers(graph.session.graph.as_graph_def())
     images, batches = None, {}
 
     def batch(size):
@@ -63,6 +64,7 @@ def serve(job, requests, answer):
         {
             "onednn": machine.onednn_version(),
             "device": graph.device,
+            "layers": {"int8": sum(layer.int8 for layer in layers), "all": len(layers)},
             **dataclasses.asdict(graph.signature),
         }
     )

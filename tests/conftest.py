@@ -1,13 +1,54 @@
-"""A small real network, frozen and quantized once for all tests."""
+"""What several test files share: a small real network, and nbval over a notebook."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import papermill
 import pytest
 
 from helpers import datasets, models, quantization
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
+# Fast tests first; then the notebooks, and after them what uses the models they have made.
+SLOW = ["test_notebooks", "test_faults", "test_headless", "test_browser", "test_cluster"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else -1)
+
+
+def needs(*tools):
+    """Skip a test where a program is missing; in CI it has to be there, and the test fails."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    reason = f"needs {', '.join(missing)}"
+    return pytest.mark.skipif(bool(missing) and "CI" not in os.environ, reason=reason)
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory):
+    """The output folder that the notebooks' own tests fill."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+def nbval(notebook, outputs, folder, *options, root=ROOT):
+    """Re-execute a notebook on quick settings below `folder` and compare with what it stores."""
+    copy = folder / notebook.name
+    parameters = {"profile": "quick", "output": str(outputs)}
+    papermill.execute_notebook(notebook, copy, parameters, prepare_only=True)
+    command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider"]
+    command += ["--nbval-sanitize-with", root / "tests" / "nbval_sanitize.cfg"]
+    command += ["--nbval-cell-timeout", "900", "--rootdir", folder, "-c", "/dev/null"]
+    return subprocess.run(
+        [*command, *options, copy],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,138 @@
+"""Does the regression test catch anything? Faults planted one at a time, and what notices each.
+
+The same notebooks without a fault pass in test_notebooks.py, which runs before and leaves the models.
+"""
+
+import shutil
+from dataclasses import dataclass
+
+import pytest
+from conftest import ROOT, nbval
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` becomes `new` in `file`; then the cell of `notebook` that holds `caught` fails."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    notebook: str
+    caught: str
+
+
+BENCHMARK, WORKER, REPORT = "helpers/benchmark.py", "helpers/worker.py", "helpers/report.py"
+BOOK_03 = "notebooks/03_quantize_alexnet.ipynb"
+FAULTS = [
+    Fault(
+        "INT8 and FP32 swapped",
+        BENCHMARK,
+        'Candidate("FP32", Path(fp32), **names)',
+        'Candidate("FP32", Path(int8), **names)',
+        "04_benchmark_alexnet",
+        "layers in INT8",
+    ),
+    Fault(
+        "one layer fewer quantized",
+        BOOK_03,
+        '"def quantize(name, config, loader=calibration):\\n",',
+        '"def quantize(name, config, loader=calibration):\\n",\n'
+        '"    fp32 = StaticQuantConfig(weight_dtype=\\"fp32\\", act_dtype=\\"fp32\\")\\n",\n'
+        '"    config.set_local(\\"model/conv2d_2/Conv2D\\", fp32)\\n",',
+        "03_quantize_alexnet",
+        "'INT8' if layer.int8 else 'float'",
+    ),
+    Fault(
+        "accuracy 5 points lower",
+        WORKER,
+        'np.save(file, graph.predict(inputs, request["batch_size"]))',
+        'outputs = graph.predict(inputs, request["batch_size"])\n'
+        "                twentieth = len(outputs) // 20\n"
+        "                outputs[:twentieth] = np.roll(outputs[:twentieth], 1, axis=1)\n"
+        "                np.save(file, outputs)",
+        "04_benchmark_alexnet",
+        'fp32["accuracy"]["top1"] > 0.94',
+    ),
+    Fault(
+        "calibration reads test images",
+        BOOK_03,
+        "CalibrationLoader(data.train.images[:count], batch_size=100)",
+        "CalibrationLoader(data.test.images[:count], batch_size=100)",
+        "03_quantize_alexnet",
+        "np.shares_memory(calibration.images",
+    ),
+    Fault(
+        "throughput from the last batch only",
+        BENCHMARK,
+        "batch_size * len(calls) / calls.sum()",
+        "batch_size * len(calls) / calls[-1]",
+        "05_benchmark_resnet50",
+        'abs(batch["throughput_fps"] / (images / seconds) - 1)',
+    ),
+    Fault(
+        "a figure is not written",
+        REPORT,
+        'figure.savefig(part, format="png", dpi=110)',
+        "pass",
+        "05_benchmark_resnet50",
+        "report.show(",
+    ),
+    Fault(
+        "a helper renamed",
+        "helpers/quantization.py",
+        "def layers(graph_def):",
+        "def quantized_layers(graph_def):",
+        "03_quantize_alexnet",
+        "quantization.layers(",
+    ),
+    Fault(
+        "a cell that raises",
+        "notebooks/01_check_machine.ipynb",
+        '"flags = machine.isa_flags()\\n",',
+        '"flags = machine.isa_flags()[99]\\n",',
+        "01_check_machine",
+        "machine.isa_flags()[99]",
+    ),
+    Fault(
+        "a stored count edited by hand",
+        BOOK_03,
+        "7 in the file, 7 ran",
+        "7 in the file, 6 ran",
+        "03_quantize_alexnet",
+        "int8_kernels = sum(",
+    ),
+    Fault(
+        "a stored table header edited by hand",
+        "notebooks/05_benchmark_resnet50.ipynb",
+        "batch            p50 ms",
+        "batch            p50 us",
+        "05_benchmark_resnet50",
+        "report.show(",
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_a_planted_fault_is_caught(fault, outputs, tmp_path):
+    if not (outputs / "resnet50" / "result.json").exists():
+        pytest.skip("needs the runs of test_notebooks.py")
+    checkout, models = tmp_path / "checkout", tmp_path / "outputs"
+    for name in ("helpers", "notebooks", "tests"):
+        shutil.copytree(ROOT / name, checkout / name)
+    for name in ("alexnet", "resnet50"):  # models only: no figure or result of an earlier run
+        shutil.copytree(outputs / name / "models", models / name / "models")
+    file = checkout / fault.file
+    text = file.read_text()
+    assert text.count(fault.old) == 1, "the place to plant it has changed"
+    file.write_text(text.replace(fault.old, fault.new))
+    done = nbval(
+        checkout / "notebooks" / f"{fault.notebook}.ipynb", models, tmp_path, "-x", root=checkout
+    )
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "1 failed" in done.stdout and fault.caught in failing_cell(done.stdout), done.stdout
+
+
+def failing_cell(report):
+    """The source of the cell that nbval shows as failed."""
+    return report.partition("Input:")[2].partition("Traceback:")[0]

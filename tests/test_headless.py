@@ -1,0 +1,209 @@
+"""./run_all.sh as people run it: from elsewhere, offline, in odd places, twice at once, cut short."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, needs
+
+from helpers import cli
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A checkout in a path with a space, with an environment of its own made by set_env.sh.
+
+    Its lock is empty; the packages come from the environment that runs the tests.
+    """
+    copy = tmp_path_factory.mktemp("workshop") / "a checkout"
+    copy.mkdir()
+    for name in ("run_all.sh", "set_env.sh"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("helpers", "notebooks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "requirements.txt").write_text("")
+    subprocess.run([copy / "set_env.sh"], check=True, capture_output=True)
+    packages = next((copy / "env_intel_tf").glob("lib/python*/site-packages"))
+    path = next(path for path in sys.path if path.endswith("site-packages"))
+    (packages / "shared.pth").write_text(path + "\n")
+    (copy / "env_intel_tf" / "share").symlink_to(Path(sys.prefix) / "share")  # Jupyter's templates
+    return copy
+
+
+# a namespace of its own; who is not root may have one, too, as its root
+UNSHARE = ["unshare", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
+
+
+def isolated(checkout):
+    """Words before a command that leave it no network and a checkout that cannot be written."""
+    script = (
+        'ip link set lo up && mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    )
+    return [*UNSHARE, "--net", "bash", "-c", script, checkout]
+
+
+def children(pid):
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def interrupt(process, number=signal.SIGINT):
+    """Send a signal; status and seconds it took until every process of the run had ended."""
+    family = children(process.pid)
+    start = time.monotonic()
+    process.send_signal(number)
+    status = process.wait(30)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, alive
+    return status, time.monotonic() - start
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+
+
+def half_written(folder):
+    return [path for path in folder.rglob("*") if path.suffix in (".part", ".tmp")]
+
+
+class Page(HTMLParser):
+    """What a test wants to know of an HTML page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.images, self.links, self.text = [], [], ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "a":
+            self.links.append(attributes.get("href", ""))
+        assert tag not in ("script", "link") and not attributes.get("src", "data:").startswith("http")
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@needs("unshare", "ip")
+def test_the_whole_of_it(checkout, tmp_path):
+    """Every notebook, quick, offline, from another folder, out of a checkout nobody can write.
+
+    Training is interrupted first, and the second call has to go on from there.
+    """
+    elsewhere, output = tmp_path / "elsewhere", tmp_path / "the output"
+    elsewhere.mkdir()
+    command = [*isolated(checkout), checkout / "run_all.sh", "--quick", "--output", output]
+    before = {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
+    models = output / "alexnet" / "models"
+    process = subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.DEVNULL)
+    wait_for(lambda: list(models.glob("**/checkpoint")), process)
+    status, seconds = interrupt(process)
+    assert status == 130 and seconds < 15
+    assert not (models / "alexnet_fp32.pb").exists() and not half_written(output)
+
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    training = output / "notebooks" / "02_train_alexnet.ipynb"
+    assert "Going on after an interruption" in training.read_text()
+    assert not list(models.glob("backup*")) and not half_written(output)
+    assert not list(elsewhere.iterdir())
+    assert before == {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
+    for path in cli.notebooks():
+        assert re.search(rf"^{path.stem} +done +\d+ s$", done.stdout, re.M)
+    for model in ("alexnet", "resnet50"):
+        result = json.loads((output / model / "result.json").read_text())
+        assert result["profile"] == "quick"
+        for kind in ("absolute", "times"):
+            assert str(output / model / f"fp32_int8_{kind}.png") in done.stdout
+
+    page = Page(output / "index.html")
+    assert str(output / "index.html") in done.stdout
+    assert len(page.images) == 4
+    assert all(one["alt"] and one["src"].startswith("data:image/png") for one in page.images)
+    assert page.links == [f"notebooks/{path.stem}.html" for path in cli.notebooks()]
+    assert all((output / link).stat().st_size > 10_000 for link in page.links)
+    assert result["machine"]["cpu"] in page.text and result["software"]["tensorflow"] in page.text
+    assert "INT8 gives" in page.text and "53" in page.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_measuring(number, checkout, outputs, tmp_path):
+    """The processes that measure end with the run, and no result is left behind."""
+    made = outputs / "resnet50" / "models"
+    if not made.exists():
+        pytest.skip("needs the runs of test_notebooks.py")
+    shutil.copytree(made, tmp_path / "resnet50" / "models")
+    process = subprocess.Popen(
+        [checkout / "run_all.sh", "--quick", "--output", tmp_path, "05"], stdout=subprocess.PIPE
+    )
+
+    def measuring():
+        workers = [one for one in children(process.pid) if "helpers.worker" in one.cmdline()]
+        return len(workers) >= 2
+
+    wait_for(measuring, process)
+    time.sleep(3)
+    status, seconds = interrupt(process, number)
+    assert status == 130 and seconds < 15
+    assert b"Interrupted" in process.stdout.read()
+    assert not (tmp_path / "resnet50" / "result.json").exists() and not half_written(tmp_path)
+
+
+def test_two_at_the_same_time_from_one_checkout(checkout, tmp_path):
+    runs = [
+        subprocess.Popen(
+            [checkout / "run_all.sh", "--output", tmp_path / name, "01"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    for run, name in zip(runs, ("one", "two")):
+        out, _ = run.communicate(timeout=120)
+        assert run.returncode == 0 and str(tmp_path / name / "notebooks") in out
+        assert (tmp_path / name / "machine.json").exists()
+
+
+def test_a_failing_notebook_is_on_the_page_and_in_the_status(checkout, tmp_path):
+    """Notebook 03 without the model of 02."""
+    done = subprocess.run(
+        [checkout / "run_all.sh", "--quick", "--output", tmp_path, "03", "05"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.search(r"^Failed: 03_quantize_alexnet, cell \d+: UserError: There is no .*", done.stdout, re.M)
+    assert f"Executed so far: {tmp_path / 'notebooks' / '03_quantize_alexnet.ipynb'}" in done.stdout
+    assert "[2/2]" not in done.stdout
+    page = Page(tmp_path / "index.html")
+    assert "failed" in page.text and "Run notebook 02_train_alexnet first" in page.text
+
+
+@needs("unshare")
+def test_a_full_disk_is_told(checkout, tmp_path):
+    """A file system of its own that is too small for the executed copy and the page."""
+    script = 'mount -t tmpfs -o size=300k none "$0" && exec "$@"'
+    done = subprocess.run(
+        [*UNSHARE, "bash", "-c", script, tmp_path, checkout / "run_all.sh"]
+        + ["--quick", "--output", tmp_path / "out", "01"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "disk is full" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
