@@ -2,11 +2,24 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 
 from helpers import files, machine, report
 
 TEMPLATE = Path(__file__).parent / "assets" / "index.html.jinja"
+
+# nbconvert's page as it is, but with the alt text of figures, and without scripts that it would
+# load from the network and that these notebooks do not use
+NOTEBOOK = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block data_png -%}
+<div class="jp-RenderedImage jp-OutputArea-output"><img alt="{{
+  output | get_metadata('alt', 'image/png') | escape_html
+}}" src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"></div>
+{%- endblock -%}
+"""
 
 
 def write(output, books, failed=None):
@@ -51,7 +64,7 @@ def page(copy):
     """Write an executed notebook as <same name>.html with its figures embedded."""
     from nbconvert import HTMLExporter
 
-    # of nbconvert's templates the one that shows the alt text of figures
-    text, _ = HTMLExporter(template_name="classic").from_filename(str(copy))
+    text, _ = HTMLExporter(raw_template=NOTEBOOK).from_filename(str(copy))
+    text = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', text)  # pages link to pages
     with files.whole(copy.with_suffix(".html")) as part:
         part.write_text(text)

@@ -15,10 +15,15 @@ import pytest
 from conftest import ROOT, needs
 
 BOOK = "05_benchmark_resnet50.ipynb"
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--no-sandbox",  # or it does not start as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,8 @@ def test_run_all_in_the_browser(server, checkout, tmp_path):
         page.goto(f"{server['url']}lab/tree/notebooks/{BOOK}?token={server['token']}")
         book = page.locator(".jp-NotebookPanel:visible")
         book.locator(".jp-CodeCell").first.wait_for()
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before, Run does nothing
+        page.get_by_role("button", name="No", exact=True).click()  # news of Jupyter?
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         book.get_by_text("All checks passed.", exact=True).wait_for(timeout=400_000)

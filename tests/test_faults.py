@@ -1,6 +1,7 @@
 """Does the regression test catch anything? Faults planted one at a time, and what notices each.
 
-The same notebooks without a fault pass in test_notebooks.py, which runs before and leaves the models.
+The same notebooks without a fault pass in test_notebooks.py, which runs before and leaves the
+models.
 """
 
 import shutil
