@@ -109,13 +109,18 @@ def _physical(cpus):
 def usable_cores():
     """Physical cores this process may use: affinity, cgroup quota and the batch job's allocation.
 
-    Never less than 1. SLURM_CPUS_PER_TASK and PBS' NCPUS count only inside such a job.
+    Never less than 1. Slurm's and PBS' variables count only inside such a job; Slurm sets
+    SLURM_CPUS_PER_TASK only where it was asked for, SLURM_CPUS_ON_NODE always.
     """
     limits = [_physical(os.sched_getaffinity(0))]
     quota = _cgroup_quota()
     if quota:
         limits.append(math.ceil(quota))
-    for job, count in (("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK"), ("PBS_JOBID", "NCPUS")):
+    for job, count in (
+        ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK"),
+        ("SLURM_JOB_ID", "SLURM_CPUS_ON_NODE"),
+        ("PBS_JOBID", "NCPUS"),
+    ):
         if job in os.environ and os.environ.get(count, "").isdigit():
             limits.append(int(os.environ[count]))
     return max(1, min(limits))

@@ -62,8 +62,9 @@ def usable(**environment):
 def test_usable_cores_follow_affinity_and_the_batch_job():
     assert usable(pin=True) == 1
     assert usable(SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="1") == 1
+    assert usable(SLURM_JOB_ID="7", SLURM_CPUS_ON_NODE="1") == 1  # a job without --cpus-per-task
     assert usable(PBS_JOBID="7", NCPUS="1") == 1
-    assert usable(SLURM_CPUS_PER_TASK="0") == usable()
+    assert usable(SLURM_CPUS_PER_TASK="0", SLURM_CPUS_ON_NODE="0") == usable()
 
 
 def test_hyper_threads_count_once(monkeypatch, tmp_path):
