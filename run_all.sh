@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Run the notebooks headless: makes the environment if needed, then executes and summarises them.
 # Also a batch job as it is: sbatch run_all.sh --quick resnet50   (or: qsub run_all.sh)
+# Slurm would obey PBS lines, too, hence --ignore-pbs. Cores: sbatch --cpus-per-task=8 run_all.sh …
+#SBATCH --ignore-pbs
 #SBATCH --job-name=intel-tf-int8
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -11,7 +13,12 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# A batch system runs a copy of this script; the checkout is where the job was submitted.
+# A batch system runs a copy of this script. Slurm knows where the original lies; else the checkout
+# is where the job was submitted.
+if [ ! -e "$here/helpers/cli.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+  script=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p') || script=
+  here=${script%%/run_all.sh*}
+fi
 [ -e "$here/helpers/cli.py" ] || here=${SLURM_SUBMIT_DIR:-${PBS_O_WORKDIR:-$here}}
 if [ ! -e "$here/helpers/cli.py" ]; then
   echo "run_all.sh: submit this job from the folder that holds run_all.sh and helpers/." >&2
