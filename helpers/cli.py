@@ -129,7 +129,11 @@ def run_all(chosen, output, parameters):
         title, minutes = about(path)
         print(f"[{index}/{len(chosen)}] {path.stem}: {title} ({minutes})", flush=True)
         start = time.monotonic()
-        failed = execute(path, output / "notebooks" / path.name, parameters)
+        try:
+            failed = execute(path, output / "notebooks" / path.name, parameters)
+        except KeyboardInterrupt:
+            print(f"\nInterrupted in {path.stem}; no result was written for it.")
+            raise
         seconds = f"{time.monotonic() - start:.0f} s"
         state = "failed" if failed else "done"
         books.append({"stem": path.stem, "title": title, "state": state, "time": seconds})
@@ -183,7 +187,6 @@ def main(arguments=None):
     except UserError as error:  # the disk is full
         failed = str(error)
     except KeyboardInterrupt:
-        print("\nInterrupted; no result was written for the notebook under way.")
         return 130
     finally:
         held.close()

@@ -162,7 +162,7 @@ def test_interrupted_while_measuring(number, checkout, outputs, tmp_path):
     time.sleep(3)
     status, seconds = interrupt(process, number)
     assert status == 130 and seconds < 15
-    assert b"Interrupted" in process.stdout.read()
+    assert b"Interrupted in 05_benchmark_resnet50" in process.stdout.read()
     assert not (tmp_path / "resnet50" / "result.json").exists() and not half_written(tmp_path)
 
 
