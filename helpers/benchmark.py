@@ -131,11 +131,11 @@ def sqnr_db(reference, values):
     return float("inf") if noise == 0 else 10 * float(np.log10(np.square(reference).sum() / noise))
 
 
-def agreement(reference, values, name):
+def agreement(reference, values, name, least_sqnr_db=GARBAGE_SQNR_DB):
     """How far two outputs (N, classes) on the same inputs agree: {"top1": share, "sqnr_db": dB}.
 
     Raises UserError when `values` is garbage: another shape, not finite, or an error with more
-    than half the power of the signal (SQNR below 3 dB).
+    than half the power of the signal (SQNR below 3 dB, or the ratio given).
     """
     if values.shape != reference.shape:
         raise UserError(f"{name} gives outputs {values.shape}, FP32 gives {reference.shape}.")
@@ -144,10 +144,10 @@ def agreement(reference, values, name):
     if not np.isfinite(values).all():
         raise UserError(f"{name} gives outputs that are not finite; it was not timed.")
     sqnr = sqnr_db(reference, values)
-    if sqnr < GARBAGE_SQNR_DB:
+    if sqnr < least_sqnr_db:
         raise UserError(
             f"{name} does not compute what FP32 computes (SQNR {sqnr:.1f} dB on the same inputs, "
-            f"at least {GARBAGE_SQNR_DB:.0f} dB wanted); it was not timed. Were the inputs like "
+            f"at least {least_sqnr_db:.0f} dB wanted); it was not timed. Were the inputs like "
             "those it was calibrated on? --inputs gives your own."
         )
     rows = len(reference)
@@ -279,6 +279,7 @@ def compare(
     threads=None,
     settings=None,
     progress=True,
+    least_sqnr_db=GARBAGE_SQNR_DB,
     **effort,
 ):
     """Measure the candidates against the first of them; write and give back `result.json`.
@@ -286,7 +287,8 @@ def compare(
     `inputs` (N, …) are what all candidates run on (dummy images of the graph's input shape where
     None); with `labels` (N,) the accuracy of each is reported too. `effort` overrides the
     profile's rounds, seconds (per round, candidate and batch size) or min_calls. `settings` adds
-    to what result.json says of the run. Raises UserError for a graph that cannot run, for outputs
+    to what result.json says of the run. `least_sqnr_db` of −inf lets graphs pass that are known
+    to compute something else. Raises UserError for a graph that cannot run, for outputs
     that do not match the baseline's, and when a worker process dies.
     """
     effort = {**PROFILES[profile], **effort}
@@ -302,7 +304,7 @@ def compare(
             inputs = dummy_inputs(loaded[baseline], count=max(64, *batch_sizes))
         outputs = predict(workers, inputs, min(200, max(batch_sizes)), output / "predictions")
         agreements = {
-            name: agreement(outputs[baseline], values, name)
+            name: agreement(outputs[baseline], values, name, least_sqnr_db)
             for name, values in outputs.items()
             if name != baseline
         }

@@ -158,6 +158,72 @@ def extract(graph_def, outputs):
     return tf.compat.v1.graph_util.extract_sub_graph(graph_def, outputs)
 
 
+def piece(graph_def, start, end):
+    """The part of a GraphDef from node `start`, which becomes its input, to node `end`."""
+    import tensorflow as tf
+
+    cut = type(graph_def)()
+    cut.CopyFrom(graph_def)
+    for node in cut.node:
+        if node.name == start:
+            node.Clear()
+            node.name, node.op = start, "Placeholder"
+            node.attr["dtype"].type = tf.float32.as_datatype_enum
+            node.attr["shape"].shape.unknown_rank = True
+    return extract(cut, [end])
+
+
+def tensors(graph_def, names, images, batch_size=100):
+    """Several tensors of a GraphDef with one input, for all images: {node name: array (N, …)}."""
+    import numpy as np
+    import tensorflow as tf
+
+    source = next(node.name for node in graph_def.node if node.op == "Placeholder")
+    wanted = [name for name in names if name != source]
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.compat.v1.import_graph_def(extract(graph_def, wanted), name="")
+    with tf.compat.v1.Session(graph=graph) as session:
+        call = session.make_callable([name + ":0" for name in wanted], feed_list=[source + ":0"])
+        parts = [call(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+    found = {name: np.concatenate(part) for name, part in zip(wanted, zip(*parts))}
+    return {name: images if name == source else found[name] for name in names}
+
+
+def weights(graph_def):
+    """Kernel and bias of each layer of a float GraphDef: {layer name: [kernel, bias]}, copies."""
+    import tensorflow as tf
+
+    return {
+        layer: [tf.make_ndarray(node.attr["value"].tensor) for node in constants]
+        for layer, constants in _constants(graph_def).items()
+    }
+
+
+def with_weights(graph_def, values):
+    """A copy of a float GraphDef with other kernels and biases, as `weights` gives them."""
+    import numpy as np
+    import tensorflow as tf
+
+    changed = type(graph_def)()
+    changed.CopyFrom(graph_def)
+    for layer, constants in _constants(changed).items():
+        for node, value in zip(constants, values[layer]):
+            tensor = tf.make_tensor_proto(np.asarray(value, np.float32))
+            node.attr["value"].tensor.CopyFrom(tensor)
+    return changed
+
+
+def _constants(graph_def):
+    """The nodes of kernel and bias of each convolution and matrix product, by its name."""
+    nodes = {node.name: node for node in graph_def.node}
+    return {
+        nodes[node.input[0]].name: (nodes[nodes[node.input[0]].input[1]], nodes[node.input[1]])
+        for node in graph_def.node
+        if node.op == "BiasAdd" and nodes[node.input[0]].op in ("Conv2D", "MatMul")
+    }
+
+
 def fold_batch_norms(graph_def):
     """Fold each inference batch norm on a biased convolution into its constants, in place.
 

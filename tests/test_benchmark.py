@@ -82,6 +82,19 @@ def test_garbage_is_not_timed():
     ]:
         with pytest.raises(UserError, match=message):
             benchmark.agreement(reference, bad, "INT8")
+    known = benchmark.agreement(reference, reference[::-1], "INT8", -np.inf)
+    assert known["sqnr_db"] < benchmark.GARBAGE_SQNR_DB
+
+
+def test_labels_of_equal_points_are_apart_and_on_the_axes():
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots()
+    report.label_points(axis, [(1, 99), (3, 99), (3, 99), (3, 10), (2, 99), (2, 11)], "abcdef")
+    heights = sorted(text.xyann[1] for text in axis.texts)
+    pyplot.close(figure)
+    assert len(heights) == 6 and heights[0] >= 0 and heights[-1] <= 1
+    assert np.diff(heights).min() > 0.1
 
 
 def test_a_baseline_that_is_not_finite_is_not_timed():

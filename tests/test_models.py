@@ -88,3 +88,35 @@ def test_a_missing_alexnet_names_the_notebook(tmp_path):
         models.alexnet(tmp_path)
     with pytest.raises(UserError, match="Run notebook 03_quantize_alexnet first"):
         models.alexnet(tmp_path, "int8")
+
+
+def test_several_tensors_at_once(graphs):
+    graph_def, x = models.read_graph(graphs["fp32"]), images(10, seed=8)
+    relus = [node.name for node in graph_def.node if node.op == "Relu"]
+    found = models.tensors(graph_def, ["input", *relus], x, batch_size=4)
+    assert list(found) == ["input", *relus] and np.array_equal(found["input"], x)
+    for name in relus:
+        alone = models.FrozenGraph(models.extract(graph_def, [name])).predict(x)
+        assert np.allclose(found[name], alone, atol=1e-5) and found[name].min() == 0
+
+
+def test_a_piece_starts_at_the_node_named(graphs):
+    graph_def, x = models.read_graph(graphs["fp32"]), images(6, seed=8)
+    first, second = [node.name for node in graph_def.node if node.op == "Relu"]
+    whole = models.tensors(graph_def, [first, second], x)
+    piece = models.piece(graph_def, first, second)
+    assert "input" not in {node.name for node in piece.node}
+    assert np.allclose(models.FrozenGraph(piece)(whole[first]), whole[second], atol=1e-5)
+
+
+def test_weights_are_read_and_written_back(graphs):
+    graph_def, x = models.read_graph(graphs["fp32"]), images(6, seed=8)
+    weights = models.weights(graph_def)
+    shapes = [kernel.shape for kernel, _ in weights.values()]
+    assert shapes == [(3, 3, 3, 16), (3, 3, 16, 16), (3600, 10)]
+    assert models.with_weights(graph_def, weights) == graph_def
+    last = list(weights)[-1]
+    weights[last][1] = weights[last][1] + np.eye(10)[3] * 50
+    changed = models.FrozenGraph(models.with_weights(graph_def, weights))(x)
+    assert set(changed.argmax(1)) == {3}
+    assert set(models.FrozenGraph(graph_def)(x).argmax(1)) != {3}, "the original changed"

@@ -112,3 +112,49 @@ def test_tuning_admits_that_nothing_passes(tmp_path):
     attempts = [(name, lambda: tmp_path) for name in "ab"]
     trials = quantization.tune(attempts, lambda path: 0.98, 0.99, 0.1)
     assert len(trials) == 2 and not any(trial.passed for trial in trials)
+
+
+def test_kl_cuts_off_outliers_and_only_those():
+    values = np.abs(np.random.default_rng(0).normal(size=200_000))
+    assert quantization.kl_threshold(np.minimum(values, 3)) > 2.5
+    outliers = np.append(values, [40.0, 60.0])
+    assert 2 < quantization.kl_threshold(outliers) < 12
+
+
+def test_scales_by_hand_are_those_in_the_graph(graphs):
+    """Weights per channel: the largest absolute value over 127, in INC's graph as in numpy."""
+    import tensorflow as tf
+
+    quantized = models.read_graph(graphs["int8"])
+    nodes = {node.name: node for node in quantized.node}
+    kernels = [kernel for kernel, _ in models.weights(models.read_graph(graphs["fp32"])).values()]
+    layers = [nodes[layer.name] for layer in quantization.layers(quantized)]
+    for layer, kernel in zip(layers[:2], kernels):
+        quantize = nodes[nodes[layer.input[1]].input[0]]
+        assert quantize.attr["mode"].s == b"SCALED" and quantize.attr["axis"].i == 3
+        low, high = (
+            tf.make_ndarray(nodes[name].attr["value"].tensor) for name in quantize.input[1:3]
+        )
+        assert np.allclose(high, np.abs(kernel).max((0, 1, 2)), rtol=1e-6)
+        assert np.array_equal(low, -high)
+
+
+def test_rescaled_channels_leave_float_as_it_was_and_ruin_int8(graphs, tmp_path):
+    """What notebook 07 builds on: powers of two through ReLU are exact, a shared scale is not."""
+    graph_def, x = models.read_graph(graphs["fp32"]), images(32, seed=1)
+    weights = models.weights(graph_def)
+    first, second = list(weights)[:2]
+    for index in (0, 1):
+        weights[first][index][..., 0] *= 2.0**10
+    weights[second][0][:, :, 0] /= 2.0**10
+    changed = models.with_weights(graph_def, weights)
+    fp32 = models.FrozenGraph(graph_def)(x)
+    assert np.array_equal(models.FrozenGraph(changed)(x), fp32)
+    path = models.write_graph(changed, tmp_path / "changed.pb")
+    loader = quantization.CalibrationLoader(x, 8)
+    with quantization.quiet(tmp_path / "log"):
+        from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
+
+        config = StaticQuantConfig(weight_granularity="per_channel")
+        ruined = quantize_model(str(path), config, loader, len(loader)).graph_def
+    assert benchmark.sqnr_db(fp32, models.FrozenGraph(ruined)(x)) < 10
