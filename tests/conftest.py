@@ -13,12 +13,18 @@ from helpers import datasets, models, quantization
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
-# Fast tests first; then the notebooks, and after them what uses the models they have made.
-SLOW = ["test_notebooks", "test_faults", "test_headless", "test_browser", "test_cluster"]
+# Two chains, each in one process and in this order: what comes first leaves models for the rest.
+CHAINS = [["test_notebooks", "test_faults"], ["test_headless", "test_browser", "test_cluster"]]
+ORDER = [module for chain in CHAINS for module in chain]
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else -1)
+    for item in items:
+        for chain in CHAINS:
+            if item.path.stem in chain:
+                item.add_marker(pytest.mark.xdist_group(chain[0]))
+    names = {item.path.stem for item in items}
+    items.sort(key=lambda item: [*ORDER, *sorted(names - {*ORDER})].index(item.path.stem))
 
 
 def needs(*tools):
@@ -32,6 +38,22 @@ def needs(*tools):
 def outputs(tmp_path_factory):
     """The output folder that the notebooks' own tests fill."""
     return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """The output folder of the whole headless run."""
+    return tmp_path_factory.mktemp("whole") / "the output"
+
+
+@pytest.fixture
+def resnet50(whole, tmp_path):
+    """An output folder with the ResNet50 of the whole run, so that it need not be made again."""
+    made = whole / "resnet50" / "models"
+    if not made.exists():
+        pytest.skip("needs the whole run of test_headless.py")
+    shutil.copytree(made, tmp_path / "resnet50" / "models")
+    return tmp_path
 
 
 def nbval(notebook, outputs, folder, *options, root=ROOT):

@@ -27,7 +27,7 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, outputs):
+def checkout(tmp_path_factory, whole):
     """A copy whose notebook 05 is set to the quick profile, as a reader would."""
     copy = tmp_path_factory.mktemp("lab")
     for name in ("helpers", "notebooks"):
@@ -40,8 +40,8 @@ def checkout(tmp_path_factory, outputs):
         if cell.cell_type == "code":  # nothing stored may be taken for a result
             cell.outputs, cell.execution_count = [], None
     nbformat.write(book, copy / "notebooks" / BOOK)
-    made = outputs / "resnet50" / "models"
-    if made.exists():  # by the notebook's own test; saves making them again
+    made = whole / "resnet50" / "models"
+    if made.exists():  # by test_headless.py; saves making them again
         shutil.copytree(made, copy / "outputs" / "resnet50" / "models")
     return copy
 

@@ -210,14 +210,14 @@ def test_a_failed_run_is_a_failed_job(cluster, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cancelled(cluster, outputs, tmp_path_factory):
+def cancelled(cluster, whole, tmp_path_factory):
     """A job of notebook 05, cancelled while it measures: (output, job, log, processes left).
 
     The models it has by then are whole, and save the next job a minute.
     """
     output = tmp_path_factory.mktemp("cancelled")
-    made = outputs / "resnet50/models"
-    if made.exists():  # by test_notebooks.py; saves a minute
+    made = whole / "resnet50/models"
+    if made.exists():  # by test_headless.py; saves a minute
         shutil.copytree(made, output / "resnet50/models")
     both = f"--cpus-per-task={min(2, cluster.cpus)}"
     number = cluster.submit(both, SCRIPT, "resnet50", "--output", output)

@@ -102,12 +102,12 @@ class Page(HTMLParser):
 
 
 @needs("unshare", "ip")
-def test_the_whole_of_it(checkout, tmp_path):
+def test_the_whole_of_it(checkout, whole, tmp_path):
     """Every notebook, quick, offline, from another folder, out of a checkout nobody can write.
 
     Training is interrupted first, and the second call has to go on from there.
     """
-    elsewhere, output = tmp_path / "elsewhere", tmp_path / "the output"
+    elsewhere, output = tmp_path / "elsewhere", whole
     elsewhere.mkdir()
     command = [*isolated(checkout), checkout / "run_all.sh", "--quick", "--output", output]
     before = {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
@@ -144,14 +144,10 @@ def test_the_whole_of_it(checkout, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_while_measuring(number, checkout, outputs, tmp_path):
+def test_interrupted_while_measuring(number, checkout, resnet50):
     """The processes that measure end with the run, and no result is left behind."""
-    made = outputs / "resnet50" / "models"
-    if not made.exists():
-        pytest.skip("needs the runs of test_notebooks.py")
-    shutil.copytree(made, tmp_path / "resnet50" / "models")
     process = subprocess.Popen(
-        [checkout / "run_all.sh", "--quick", "--output", tmp_path, "05"], stdout=subprocess.PIPE
+        [checkout / "run_all.sh", "--quick", "--output", resnet50, "05"], stdout=subprocess.PIPE
     )
 
     def measuring():
@@ -163,7 +159,7 @@ def test_interrupted_while_measuring(number, checkout, outputs, tmp_path):
     status, seconds = interrupt(process, number)
     assert status == 130 and seconds < 15
     assert b"Interrupted in 05_benchmark_resnet50" in process.stdout.read()
-    assert not (tmp_path / "resnet50" / "result.json").exists() and not half_written(tmp_path)
+    assert not (resnet50 / "resnet50" / "result.json").exists() and not half_written(resnet50)
 
 
 def test_two_at_the_same_time_from_one_checkout(checkout, tmp_path):
