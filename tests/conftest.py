@@ -13,18 +13,13 @@ from helpers import datasets, models, quantization
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
-# Two chains, each in one process and in this order: what comes first leaves models for the rest.
-CHAINS = [["test_notebooks", "test_faults"], ["test_headless", "test_browser", "test_cluster"]]
-ORDER = [module for chain in CHAINS for module in chain]
+# The slow tests in this order: what comes first leaves models for the rest.
+ORDER = ["test_notebooks", "test_faults", "test_headless", "test_browser", "test_cluster"]
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        for chain in CHAINS:
-            if item.path.stem in chain:
-                item.add_marker(pytest.mark.xdist_group(chain[0]))
-    names = {item.path.stem for item in items}
-    items.sort(key=lambda item: [*ORDER, *sorted(names - {*ORDER})].index(item.path.stem))
+    rest = sorted({item.path.stem for item in items} - {*ORDER})
+    items.sort(key=lambda item: [*ORDER, *rest].index(item.path.stem))
 
 
 def needs(*tools):

@@ -9,5 +9,4 @@ if ! cmp -s tests/requirements.txt env_intel_tf/.tests; then
   "$python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r tests/requirements.txt
   cp tests/requirements.txt env_intel_tf/.tests
 fi
-# two chains of slow tests side by side (tests/conftest.py), the fast ones where there is room
-exec "$python" -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"
+exec "$python" -m pytest --durations=15 "$@"
