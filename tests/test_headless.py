@@ -115,7 +115,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     process = subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.DEVNULL)
     wait_for(lambda: list(models.glob("**/checkpoint")), process)
     status, seconds = interrupt(process)
-    assert status == 130 and seconds < 15
+    assert status == 130 and seconds < 25
     assert not (models / "alexnet_fp32.pb").exists() and not half_written(output)
 
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
@@ -157,7 +157,7 @@ def test_interrupted_while_measuring(number, checkout, resnet50):
     wait_for(measuring, process)
     time.sleep(3)
     status, seconds = interrupt(process, number)
-    assert status == 130 and seconds < 15
+    assert status == 130 and seconds < 25
     assert b"Interrupted in 05_benchmark_resnet50" in process.stdout.read()
     assert not (resnet50 / "resnet50" / "result.json").exists() and not half_written(resnet50)
 
