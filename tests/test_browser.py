@@ -64,6 +64,7 @@ def server(checkout, tmp_path_factory):
             **os.environ,
             "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
             "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
