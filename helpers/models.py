@@ -110,7 +110,12 @@ class FrozenGraph:
                 raise UserError(f"TensorFlow cannot load {path}: {error}") from error
         # ITEX's GPU build shows the GPU as XPU and places operations there by itself
         self.device = "XPU" if tf.config.list_physical_devices("XPU") else "CPU"
-        self.session = tf.compat.v1.Session(graph=graph)
+        config = tf.compat.v1.ConfigProto()
+        # Once is enough: the second pass over the graph that is the default finds nothing more in
+        # these graphs, and takes seconds at the first call
+        rewrite = config.graph_options.rewrite_options
+        rewrite.meta_optimizer_iterations = rewrite.ONE
+        self.session = tf.compat.v1.Session(graph=graph, config=config)
         self._call = self.session.make_callable(
             self.signature.output + ":0", feed_list=[self.signature.input + ":0"]
         )

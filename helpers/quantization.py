@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from helpers import machine
 
 _DESCRIPTOR_2 = open(2, "w", buffering=1, closefd=False)  # open for as long as INC is loaded
 LAYER_OPS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
@@ -148,12 +151,15 @@ def sensitivity(graph_def, reference, images):
     from helpers.models import FrozenGraph
 
     names = [layer.name for layer in layers(graph_def) if layer.int8]
-    found = []
-    for name in names:
+
+    def alone(name):
         others = [other for other in names if other != name]
         outputs = FrozenGraph(leave_float(graph_def, others)).predict(images, 100)
-        found.append((sqnr_db(np.log(reference + 1e-9), np.log(outputs + 1e-9)), name))
-    return sorted(found)
+        return sqnr_db(np.log(reference + 1e-9), np.log(outputs + 1e-9)), name
+
+    # Most of the time goes into loading a graph, which takes one core (and memory: not too many)
+    with ThreadPoolExecutor(min(4, machine.usable_cores())) as pool:
+        return sorted(pool.map(alone, names))
 
 
 def kl_threshold(values, levels=255, bins=2048):

@@ -31,14 +31,14 @@ def time_calls(call, seconds, min_calls):
 def warm_up(call, window_seconds=0.3, tolerance=0.05, limit_seconds=20.0):
     """Call until the best time of a window is within `tolerance` of the best before it.
 
-    Windows have at least 3 calls; the first call (allocation, kernel choice, weight reordering)
+    Windows have at least 2 calls; the first call (allocation, kernel choice, weight reordering)
     counts for none. Gives the number of calls and whether they settled within the limit.
     """
     call()
     calls, best = 1, float("inf")
     end = CLOCK() + limit_seconds
     while True:
-        window = time_calls(call, window_seconds, 3)
+        window = time_calls(call, window_seconds, 2)
         calls += len(window)
         settled = min(window) > best * (1 - tolerance)
         best = min(best, *window)
@@ -72,6 +72,7 @@ def serve(job, requests, answer):
         request = json.loads(line)
         if request["do"] == "inputs":
             images = np.load(request["path"])
+            graph(batch(request["batch_size"]))
             answer({})
         elif request["do"] == "predict":
             inputs = np.asarray(images, graph.signature.dtype)

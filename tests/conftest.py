@@ -14,7 +14,7 @@ from helpers import datasets, models, quantization
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
 # The slow tests in this order: what comes first leaves models for the rest.
-ORDER = ["test_notebooks", "test_faults", "test_headless", "test_browser", "test_cluster"]
+ORDER = ["test_headless", "test_notebooks", "test_faults", "test_browser", "test_cluster"]
 
 
 def pytest_collection_modifyitems(items):
@@ -30,24 +30,32 @@ def needs(*tools):
 
 
 @pytest.fixture(scope="session")
-def outputs(tmp_path_factory):
-    """The output folder that the notebooks' own tests fill."""
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """The output folder of the whole headless run."""
     return tmp_path_factory.mktemp("whole") / "the output"
 
 
+def reuse_resnet50(whole, output):
+    """Copy the ResNet50 of the whole run, if it was run, so that it need not be made again."""
+    made = whole / "resnet50" / "models"
+    if made.exists():
+        shutil.copytree(made, output / "resnet50" / "models")
+
+
+@pytest.fixture(scope="session")
+def outputs(whole, tmp_path_factory):
+    """The output folder that the notebooks' own tests fill."""
+    folder = tmp_path_factory.mktemp("outputs")
+    reuse_resnet50(whole, folder)
+    return folder
+
+
 @pytest.fixture
 def resnet50(whole, tmp_path):
-    """An output folder with the ResNet50 of the whole run, so that it need not be made again."""
-    made = whole / "resnet50" / "models"
-    if not made.exists():
+    """An output folder with the ResNet50 of the whole run."""
+    reuse_resnet50(whole, tmp_path)
+    if not (tmp_path / "resnet50").exists():
         pytest.skip("needs the whole run of test_headless.py")
-    shutil.copytree(made, tmp_path / "resnet50" / "models")
     return tmp_path
 
 

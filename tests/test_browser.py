@@ -12,7 +12,7 @@ import urllib.request
 import nbformat
 import psutil
 import pytest
-from conftest import ROOT, needs
+from conftest import ROOT, needs, reuse_resnet50
 
 BOOK = "05_benchmark_resnet50.ipynb"
 FLAGS = [
@@ -40,9 +40,7 @@ def checkout(tmp_path_factory, whole):
         if cell.cell_type == "code":  # nothing stored may be taken for a result
             cell.outputs, cell.execution_count = [], None
     nbformat.write(book, copy / "notebooks" / BOOK)
-    made = whole / "resnet50" / "models"
-    if made.exists():  # by test_headless.py; saves making them again
-        shutil.copytree(made, copy / "outputs" / "resnet50" / "models")
+    reuse_resnet50(whole, copy / "outputs")
     return copy
 
 

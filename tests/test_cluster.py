@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, reuse_resnet50
 
 SCRIPT = ROOT / "run_all.sh"
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue")
@@ -216,9 +216,7 @@ def cancelled(cluster, whole, tmp_path_factory):
     The models it has by then are whole, and save the next job a minute.
     """
     output = tmp_path_factory.mktemp("cancelled")
-    made = whole / "resnet50/models"
-    if made.exists():  # by test_headless.py; saves a minute
-        shutil.copytree(made, output / "resnet50/models")
+    reuse_resnet50(whole, output)
     both = f"--cpus-per-task={min(2, cluster.cpus)}"
     number = cluster.submit(both, SCRIPT, "resnet50", "--output", output)
 

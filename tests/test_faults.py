@@ -25,6 +25,8 @@ class Fault:
 
 BENCHMARK, WORKER, REPORT = "helpers/benchmark.py", "helpers/worker.py", "helpers/report.py"
 BOOK_03 = "notebooks/03_quantize_alexnet.ipynb"
+# these runs need no good timings
+LONG, SHORT = '"rounds": 5, "seconds": 0.3', '"rounds": 2, "seconds": 0.05'
 FAULTS = [
     Fault(
         "INT8 and FP32 swapped",
@@ -53,7 +55,7 @@ FAULTS = [
         "                outputs[:twentieth] = np.roll(outputs[:twentieth], 1, axis=1)\n"
         "                np.save(file, outputs)",
         "04_benchmark_alexnet",
-        'fp32["accuracy"]["top1"] > 0.94',
+        'fp32["accuracy"]["top1"] > 0.92',
     ),
     Fault(
         "calibration reads test images",
@@ -123,15 +125,19 @@ def test_a_planted_fault_is_caught(fault, outputs, tmp_path):
         shutil.copytree(ROOT / name, checkout / name)
     for name in ("alexnet", "resnet50"):  # models only: no figure or result of an earlier run
         shutil.copytree(outputs / name / "models", models / name / "models")
-    file = checkout / fault.file
-    text = file.read_text()
-    assert text.count(fault.old) == 1, "the place to plant it has changed"
-    file.write_text(text.replace(fault.old, fault.new))
+    replace(checkout / BENCHMARK, LONG, SHORT)
+    replace(checkout / fault.file, fault.old, fault.new)
     done = nbval(
         checkout / "notebooks" / f"{fault.notebook}.ipynb", models, tmp_path, "-x", root=checkout
     )
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-2000:]
     assert "1 failed" in done.stdout and fault.caught in failing_cell(done.stdout), done.stdout
+
+
+def replace(file, old, new):
+    text = file.read_text()
+    assert text.count(old) == 1, "the place to change has changed"
+    file.write_text(text.replace(old, new))
 
 
 def failing_cell(report):
