@@ -113,9 +113,9 @@ def test_timing_meets_both_minimums():
 def test_warm_up_goes_on_until_times_settle():
     import time
 
-    waits = iter([0.03] * 4 + [0.01] * 4)
+    waits = iter([0.03, 0.03, 0.01, 0.01])  # then 0.002 for ever
     warmed = worker.warm_up(lambda: time.sleep(next(waits, 0.002)), window_seconds=0.01)
-    assert warmed["settled"] and warmed["calls"] > 10
+    assert warmed["settled"] and warmed["calls"] > 5
 
 
 def test_result_follows_the_schema(measured):

@@ -78,7 +78,7 @@ FAULTS = [
         REPORT,
         'figure.savefig(part, format="png", dpi=110)',
         "pass",
-        "05_benchmark_resnet50",
+        "04_benchmark_alexnet",
         "report.show(",
     ),
     Fault(
