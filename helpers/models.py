@@ -1,6 +1,7 @@
 """ResNet50, and frozen graphs: writing, checking, loading and running them."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,10 +92,11 @@ class FrozenGraph:
     """A frozen graph (path or GraphDef) in a tf.compat.v1.Session of its own; call it with a batch.
 
     A Session callable, not a TensorFlow 2 function: it has the least overhead per call.
-    Raises UserError for a file that is no graph or an input or output that cannot be told.
+    `stock` leaves it to TensorFlow alone, without ITEX. Raises UserError for a file that is no
+    graph or an input or output that cannot be told.
     """
 
-    def __init__(self, path, input_name=None, output_name=None):
+    def __init__(self, path, input_name=None, output_name=None, stock=False):
         import tensorflow as tf
 
         if isinstance(path, tf.compat.v1.GraphDef):
@@ -111,10 +113,15 @@ class FrozenGraph:
         # ITEX's GPU build shows the GPU as XPU and places operations there by itself
         self.device = "XPU" if tf.config.list_physical_devices("XPU") else "CPU"
         config = tf.compat.v1.ConfigProto()
-        # Once is enough: the second pass over the graph that is the default finds nothing more in
-        # these graphs, and takes seconds at the first call
         rewrite = config.graph_options.rewrite_options
-        rewrite.meta_optimizer_iterations = rewrite.ONE
+        if not stock:
+            # Once is enough: the second pass over the graph that is the default finds nothing more
+            # under ITEX, and takes seconds at the first call
+            rewrite.meta_optimizer_iterations = rewrite.ONE
+        else:
+            rewrite.use_plugin_optimizers = rewrite.OFF
+            if os.environ.get("ITEX_AUTO_MIXED_PRECISION") == "1":  # the same wish, in its words
+                rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
         self.session = tf.compat.v1.Session(graph=graph, config=config)
         self._call = self.session.make_callable(
             self.signature.output + ":0", feed_list=[self.signature.input + ":0"]
@@ -132,7 +139,7 @@ class FrozenGraph:
 
 
 def freeze(model, path, input_name="input", output_name="predict"):
-    """Write a Keras model as a frozen graph with its batch norms folded into the convolutions.
+    """Write a Keras model as a frozen graph, its batch norms and paddings folded into the layers.
 
     The file has one input of the model's shape with a free batch size and one output. Folding is
     what a graph-optimised FP32 model gets, so that INT8 is not compared with a slower one.
@@ -152,6 +159,7 @@ def freeze(model, path, input_name="input", output_name="predict"):
         extract(graph_def, [output_name]), [output_name]
     )
     fold_batch_norms(plain)
+    fold_paddings(plain)
     return write_graph(extract(plain, [output_name]), path)
 
 
@@ -262,6 +270,60 @@ def fold_batch_norms(graph_def):
             for index, name in enumerate(node.input):
                 if name == norm.name:
                     node.input[index] = bias.name
+
+
+def fold_paddings(graph_def):
+    """Let convolutions and max pools do the zero padding of the Pad before them, in place.
+
+    A Pad of its own copies the whole tensor, and keeps the layer before it from writing 8-bit
+    integers. Folded is what leaves every output as it was: constant spatial paddings before a
+    layer without padding, and before a max pool only what a Relu made non-negative, because a max
+    pool pads with -infinity (every window has to hold a real value for that, too).
+    """
+    import tensorflow as tf
+
+    nodes = {node.name: node for node in graph_def.node}
+
+    for node in graph_def.node:
+        pad = nodes.get(node.input[0]) if node.op in ("Conv2D", "MaxPool") else None
+        if pad is None or pad.op != "Pad" or node.attr["padding"].s != b"VALID":
+            continue
+        amounts = nodes[pad.input[1]]
+        if amounts.op != "Const":
+            continue
+        paddings = tf.make_ndarray(amounts.attr["value"].tensor)
+        channels = 1 if node.attr["data_format"].s == b"NCHW" else 3
+        if paddings.shape != (4, 2) or paddings[[0, channels]].any():
+            continue
+        if node.op == "MaxPool" and not (
+            nodes[pad.input[0]].op in ("Relu", "Relu6")
+            and (paddings.max(axis=1) < node.attr["ksize"].list.i).all()
+        ):
+            continue
+        node.attr["padding"].s = b"EXPLICIT"
+        node.attr["explicit_paddings"].list.i[:] = paddings.ravel().tolist()
+        node.input[0] = pad.input[0]
+
+
+def unfold_paddings(graph_def):
+    """Undo `fold_paddings`, in place, for tools that know no explicit padding."""
+    import numpy as np
+    import tensorflow as tf
+
+    for node in [one for one in graph_def.node if one.op in ("Conv2D", "MaxPool")]:
+        if node.attr["padding"].s != b"EXPLICIT":
+            continue
+        paddings = np.reshape(node.attr["explicit_paddings"].list.i, (4, 2)).astype(np.int32)
+        amounts = graph_def.node.add(name=f"{node.name}/paddings", op="Const")
+        amounts.attr["dtype"].type = tf.int32.as_datatype_enum
+        amounts.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(paddings))
+        pad = graph_def.node.add(name=f"{node.name}/Pad", op="Pad")
+        pad.input.extend([node.input[0], amounts.name])
+        pad.attr["T"].CopyFrom(node.attr["T"])
+        pad.attr["Tpaddings"].type = tf.int32.as_datatype_enum
+        node.input[0] = pad.name
+        node.attr["padding"].s = b"VALID"
+        del node.attr["explicit_paddings"]
 
 
 def resnet50(weights="random", seed=0):

@@ -27,6 +27,85 @@ def test_batch_norms_are_folded(graphs):
     assert "Conv2D" in ops and not any("BatchNorm" in op for op in ops)
 
 
+KERNEL = np.random.default_rng(1).standard_normal((3, 3, 4, 5), np.float32)
+
+
+def padded(layer, paddings, before=tf.identity):
+    """A GraphDef: input (N, 9, 9, 4), `before`, zero padding, `layer`."""
+    with tf.Graph().as_default() as graph:
+        x = before(tf.compat.v1.placeholder(tf.float32, (None, 9, 9, 4), "input"))
+        tf.identity(layer(tf.pad(x, paddings)), "predict")
+    return graph.as_graph_def()
+
+
+def convolution(padding="VALID"):
+    return lambda x: tf.nn.conv2d(x, KERNEL, 2, padding)
+
+
+def max_pool(size=3):
+    return lambda x: tf.nn.max_pool2d(x, size, 2, "VALID")
+
+
+@pytest.mark.parametrize(
+    "folds, layer, paddings, before",
+    [
+        (True, convolution(), [(0, 0), (3, 1), (0, 2), (0, 0)], tf.identity),
+        (True, max_pool(), [(0, 0), (1, 1), (1, 2), (0, 0)], tf.nn.relu),
+        (True, max_pool(), [(0, 0), (2, 0), (0, 1), (0, 0)], tf.nn.relu6),
+        # would change the outputs: it pads already, it may see negative values, it would have
+        # windows of nothing but padding, and more than rows and columns are padded
+        (False, convolution("SAME"), [(0, 0), (1, 1), (1, 1), (0, 0)], tf.identity),
+        (False, max_pool(), [(0, 0), (1, 1), (1, 1), (0, 0)], tf.identity),
+        (False, max_pool(), [(0, 0), (3, 0), (0, 0), (0, 0)], tf.nn.relu),
+        (False, max_pool(), [(0, 0), (1, 1), (1, 1), (0, 2)], tf.nn.relu),
+        (False, convolution(), [(1, 0), (1, 1), (1, 1), (0, 0)], tf.identity),
+    ],
+)
+def test_paddings_fold_only_where_no_output_changes(folds, layer, paddings, before):
+    graph_def = padded(layer, paddings, before)
+    x = np.random.default_rng(0).standard_normal((3, 9, 9, 4), np.float32) - 0.5
+    expected = models.FrozenGraph(graph_def, "input", "predict")(x)
+    models.fold_paddings(graph_def)
+    plain = models.extract(graph_def, ["predict"])
+    assert any(node.op == "Pad" for node in plain.node) != folds
+    found = models.FrozenGraph(plain, "input", "predict")(x)
+    assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
+    models.unfold_paddings(plain)
+    assert not any(node.attr["padding"].s == b"EXPLICIT" for node in plain.node)
+    again = models.FrozenGraph(plain, "input", "predict")(x)
+    assert again.shape == expected.shape and np.allclose(again, expected, atol=1e-5)
+
+
+def test_a_padding_that_something_else_reads_stays_for_it():
+    both = padded(
+        lambda x: tf.reduce_sum(convolution()(x), (1, 2, 3)) + tf.cast(tf.shape(x)[1], tf.float32),
+        [(0, 0), (1, 1), (1, 1), (0, 0)],
+    )
+    x = np.ones((2, 9, 9, 4), np.float32)
+    expected = models.FrozenGraph(both, "input", "predict")(x)
+    models.fold_paddings(both)
+    assert np.allclose(models.FrozenGraph(both, "input", "predict")(x), expected, rtol=1e-5)
+
+
+def test_freezing_folds_the_paddings_of_keras(tmp_path):
+    layers = tf.keras.layers
+    model = tf.keras.Sequential(
+        [
+            layers.Input((9, 9, 4)),
+            layers.ZeroPadding2D(3),
+            layers.Conv2D(5, 7, strides=2),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.ZeroPadding2D(1),
+            layers.MaxPooling2D(3, strides=2),
+        ]
+    )
+    path = models.freeze(model, tmp_path / "padded.pb")
+    assert not any(node.op == "Pad" for node in models.read_graph(path).node)
+    x = np.random.default_rng(0).standard_normal((3, 9, 9, 4), np.float32)
+    assert np.allclose(models.FrozenGraph(path)(x), model(x).numpy(), atol=1e-5)
+
+
 def test_resnet50_with_random_weights_tells_images_apart():
     model = models.resnet50("random")
     probabilities = model(datasets.dummy_images(16, seed=5)).numpy()
