@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make the Python environment env_intel_tf/ from a hash-locked list of packages.
+# Make the Python environment env_intel_tf/ (or env_peers/) from a hash-locked list of packages.
 # A second call finds it finished and returns at once. --help says the rest.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 name=env_intel_tf
-env_dir=$here/$name
+script=./set_env.sh
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "set_env.sh: $*"; exit 1; }
@@ -13,6 +13,7 @@ die() { say "set_env.sh: $*"; exit 1; }
 usage() {
   cat <<'TEXT'
 usage: ./set_env.sh [--device cpu|gpu]
+       ./set_env.sh --peers
 
 Makes the Python 3.11 environment env_intel_tf/ (about 2.4 GB, a few minutes) with the package
 versions of requirements.txt, or finds it finished. Then:
@@ -20,18 +21,23 @@ versions of requirements.txt, or finds it finished. Then:
 --device gpu installs the build for Intel GPUs (requirements-gpu.txt) where there is one; without
 the option an existing environment keeps its device. To make it again from nothing, delete
 env_intel_tf/ first.
+--peers makes env_peers/ (about 1.9 GB) from requirements-peers.txt instead: OpenVINO and ONNX
+Runtime, which `python -m helpers.benchmark --peers` compares with. Nothing else needs it.
 TEXT
 }
 
-device=$(cat "$env_dir/.device" 2>/dev/null || echo cpu)
+device=
 while [ $# -gt 0 ]; do
   case $1 in
-    --device) device=${2:-}; [ $# -lt 2 ] || shift ;;
+    --device) device=${2:-nothing}; [ $# -lt 2 ] || shift ;;
+    --peers) name=env_peers script="./set_env.sh --peers" ;;
     -h | --help) usage; exit 0 ;;
     *) die "unknown option '$1'; see ./set_env.sh --help" ;;
   esac
   shift
 done
+env_dir=$here/$name
+[ -n "$device" ] || device=$(cat "$env_dir/.device" 2>/dev/null || echo cpu)
 
 # DEVICE_ROOT lets a test put other /dev and /sys trees in place.
 intel_gpu() {
@@ -43,9 +49,12 @@ intel_gpu() {
   return 1
 }
 
-case $device in
-  cpu) lock_file=requirements.txt ;;
-  gpu)
+size="2.4 GB"
+case $name:$device in
+  env_peers:cpu) lock_file=requirements-peers.txt size="1.9 GB" ;;
+  env_peers:*) die "the peers run on the CPU: leave --device out." ;;
+  *:cpu) lock_file=requirements.txt ;;
+  *:gpu)
     lock_file=requirements-gpu.txt
     # Without these two even `import tensorflow` fails in the GPU build.
     intel_gpu || die "no Intel GPU here (no render node /dev/dri/renderD* of vendor 0x8086): use --device cpu."
@@ -66,7 +75,7 @@ finished && exit 0
 [ "$(uname -sm)" = "Linux x86_64" ] ||
   die "Intel Extension for TensorFlow exists for Linux on x86-64 only (this is $(uname -sm)); on Windows use WSL 2."
 [ -w "$here" ] ||
-  die "$name/ is missing or stale, and $here cannot be written: let its owner run ./set_env.sh."
+  die "$name/ is missing or stale, and $here cannot be written: let its owner run $script."
 
 # One set-up at a time; the others wait here and then find it finished.
 exec 9>"$here/.$name.lock"
@@ -103,12 +112,12 @@ make_venv() {
 }
 
 unfinished() {
-  say "set_env.sh: $1; $name/ is not finished. Look at the messages above, then run ./set_env.sh again."
+  say "set_env.sh: $1; $name/ is not finished. Look at the messages above, then run $script again."
   exit 1
 }
 trap 'unfinished "Interrupted"' INT TERM
 
-say "Making $name/ (about 2.4 GB; a few minutes) …"
+say "Making $name/ (about $size; a few minutes) …"
 rm -rf "$env_dir"
 make_venv
 "$env_dir/bin/python" -m pip install --disable-pip-version-check --no-input --require-hashes \

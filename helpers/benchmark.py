@@ -7,6 +7,7 @@ taken within a round. `python -m helpers.benchmark --help` is the command line.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from helpers import UserError, datasets, files, machine, report
+from helpers import UserError, datasets, files, machine, models, peers, report
 
 # What each profile measures with. Rounds × candidates × batch sizes × seconds is the least time.
 PROFILES = {
@@ -36,13 +37,25 @@ STEADY_SLOWDOWN_PERCENT = 25.0
 
 @dataclass
 class Candidate:
-    """One thing to measure: a frozen graph and the environment its worker starts with."""
+    """One thing to measure: a frozen graph and the environment its worker starts with.
+
+    `stock` leaves ITEX's optimisers out, `cpus` are the logical CPUs the process is pinned to.
+    A model of another `runtime` ("openvino", "onnxruntime") is made by helpers.peers.
+    """
 
     name: str
     graph: Path
     knobs: dict = field(default_factory=dict)
     input_name: str | None = None
     output_name: str | None = None
+    stock: bool = False
+    cpus: tuple | None = None
+    runtime: str = "tensorflow"
+
+    def bytes(self):
+        """The size of the model; OpenVINO keeps the weights in a file beside it."""
+        weights = [self.graph.with_suffix(".bin")] if self.graph.suffix == ".xml" else []
+        return sum(path.stat().st_size for path in [self.graph, *weights])
 
 
 def candidates(fp32, int8, bf16=None, **names):
@@ -56,31 +69,38 @@ def candidates(fp32, int8, bf16=None, **names):
     return [*chosen, Candidate("INT8", Path(int8), **names)]
 
 
+def environment(threads):
+    """The environment of a process that measures: what is here, and the thread knobs."""
+    return {
+        **os.environ,
+        "TF_CPP_MIN_LOG_LEVEL": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "KMP_BLOCKTIME": "1",  # ms; by default an idle worker spins into the next turn
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    }
+
+
 class Worker:
     """A candidate's process; `ask` sends a request and waits for the answer."""
 
     def __init__(self, candidate, threads, log):
         self.name, self.log = candidate.name, log
-        knobs = {
-            "TF_CPP_MIN_LOG_LEVEL": "1",
-            "OMP_NUM_THREADS": str(threads),
-            "TF_NUM_INTRAOP_THREADS": str(threads),
-            "TF_NUM_INTEROP_THREADS": "1",
-            "KMP_BLOCKTIME": "1",  # ms; by default an idle worker spins into the next turn
-            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-        }
         log.parent.mkdir(parents=True, exist_ok=True)
+        own = candidate.runtime == "tensorflow"
+        python = sys.executable if own else peers.ENVIRONMENT / "bin" / "python"
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "helpers.worker"],
+                [python, "-m", "helpers.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env={**os.environ, **knobs, **candidate.knobs},
+                env={**environment(threads), **candidate.knobs},
             )
-        names = {"input_name": candidate.input_name, "output_name": candidate.output_name}
-        self.tell({"graph": str(candidate.graph), **names})
+        job = dataclasses.asdict(candidate)
+        self.tell({**job, "graph": str(candidate.graph), "threads": threads})
 
     def tell(self, request):
         with contextlib.suppress(BrokenPipeError):  # `hear` says that the process has ended
@@ -116,7 +136,7 @@ def workers_for(chosen, threads, logs):
     workers = {}
     try:
         for candidate in chosen:
-            log = Path(logs) / f"worker_{candidate.name.lower()}.log"
+            log = Path(logs) / f"worker_{candidate.name.lower().replace(' ', '_')}.log"
             workers[candidate.name] = Worker(candidate, threads, log)
         yield workers
     finally:
@@ -303,7 +323,8 @@ def compare(
     software = machine.software()
     with workers_for(chosen, threads, output / "logs") as workers:
         loaded = {name: worker.hear() for name, worker in workers.items()}
-        software["onednn"] = loaded[baseline]["onednn"]
+        for one in loaded.values():
+            software.update(one["software"])
         if inputs is None:
             inputs = dummy_inputs(loaded[baseline], count=max(64, *batch_sizes))
         outputs = predict(workers, inputs, min(200, max(batch_sizes)), output / "predictions")
@@ -317,15 +338,16 @@ def compare(
                 worker.ask("warm", batch_size=size)
         times = run_rounds(workers, batch_sizes, progress=progress, **effort)
     ratios = [
-        ratio(one.name, baseline, size, times[one.name][size], times[baseline][size])
-        for one in chosen[1:]
+        ratio(name, base, size, times[name][size], times[base][size])
+        for name, base in pairs(chosen)
         for size in batch_sizes
     ]
     measured = [
         {
             "name": one.name,
             "graph": os.path.relpath(one.graph, output),
-            "bytes": Path(one.graph).stat().st_size,
+            "bytes": one.bytes(),
+            "runtime": one.runtime,
             "knobs": one.knobs,
             "layers": loaded[one.name]["layers"],
             "batches": [summarise(size, times[one.name][size]) for size in batch_sizes],
@@ -350,7 +372,14 @@ def compare(
     return result
 
 
-def dummy_inputs(loaded, count):
+def pairs(chosen):
+    """What is divided by what: all by the first, and our last by each peer."""
+    own = [one.name for one in chosen if one.runtime == "tensorflow"]
+    others = [one.name for one in chosen if one.runtime != "tensorflow"]
+    return [(one.name, chosen[0].name) for one in chosen[1:]] + [(own[-1], name) for name in others]
+
+
+def dummy_inputs(loaded, count, seed=0):
     """Dummy images for the input that a worker reported; UserError where its shape is unknown."""
     shape = loaded["shape"]
     if shape is None or None in shape:
@@ -359,8 +388,8 @@ def dummy_inputs(loaded, count):
             "Give it, without the batch: --shape 224,224,3"
         )
     if len(shape) == 3:
-        return datasets.dummy_images(count, *shape)
-    return np.random.default_rng(0).standard_normal((count, *shape), np.float32)
+        return datasets.dummy_images(count, *shape, seed=seed)
+    return np.random.default_rng(seed).standard_normal((count, *shape), np.float32)
 
 
 def accuracy(outputs, labels):
@@ -379,7 +408,10 @@ def main(arguments=None):
     add("--fp32", required=True, type=Path, help="frozen FP32 graph (.pb)")
     add("--int8", required=True, type=Path, help="frozen INT8 graph (.pb)")
     add("--bf16", action="store_true", help="also the FP32 graph under auto mixed precision")
-    add("--batch-size", type=int, nargs="+", default=[1, 32], metavar="N")
+    add("--peers", action="store_true", help="also OpenVINO and ONNX Runtime (set_env.sh --peers)")
+    add("--calibration", type=Path, help="images for --peers as .npy; default: dummy images")
+    add("--settings", type=Path, metavar="FILE", help="threads, batch sizes, knobs of notebook 06")
+    add("--batch-size", type=int, nargs="+", metavar="N", help="default: 1 32")
     add("--seconds", type=float, help="per round, candidate and batch size")
     add("--rounds", type=int, help="interleaved rounds")
     add("--quick", action="store_true", help="fewer and shorter rounds")
@@ -392,15 +424,20 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     effort = {"seconds": options.seconds, "rounds": options.rounds}
     effort = {key: value for key, value in effort.items() if value is not None}
-    if min(*options.batch_size, *effort.values(), options.threads or 1) <= 0:
+    asked = [*(options.batch_size or [1]), *effort.values(), options.threads or 1]
+    if min(asked) <= 0 or options.threads == 0:
         parser.error("batch sizes, rounds, seconds and threads must be positive")
+    if options.peers and options.inputs and not options.calibration:
+        parser.error("--peers with --inputs needs --calibration: training images as .npy")
     try:
+        tuned = read_settings(options.settings) if options.settings else {}
+        batch_sizes = options.batch_size or tuned.get("batch_sizes", [1, 32])
         inputs = None
         if options.inputs:
             inputs = load_inputs(options.inputs)
         elif options.shape:
             shape = [int(size) for size in options.shape.split(",")]
-            inputs = dummy_inputs({"shape": shape}, max(64, *options.batch_size))
+            inputs = dummy_inputs({"shape": shape}, max(64, *batch_sizes))
         chosen = candidates(
             options.fp32,
             options.int8,
@@ -408,14 +445,18 @@ def main(arguments=None):
             input_name=options.input_name,
             output_name=options.output_name,
         )
+        for one in chosen:
+            one.knobs = {**tuned.get("knobs", {}), **one.knobs}
+        if options.peers:
+            chosen += peer_candidates(options)
         result = compare(
             chosen,
             options.output,
             options.fp32.stem,
             inputs=inputs,
-            batch_sizes=options.batch_size,
+            batch_sizes=batch_sizes,
             profile="quick" if options.quick else "full",
-            threads=options.threads,
+            threads=options.threads or tuned.get("threads"),
             settings={"data": str(options.inputs or "dummy images")},
             **effort,
         )
@@ -424,6 +465,51 @@ def main(arguments=None):
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted; nothing was written.")
+
+
+def peer_candidates(options):
+    """The peers' candidates for the command line's options."""
+    if peers.absent():
+        raise UserError(peers.absent())
+    names = (options.input_name, options.output_name)
+    if options.calibration:
+        images = load_inputs(options.calibration)
+    else:
+        shape = options.shape and [int(size) for size in options.shape.split(",")]
+        shape = shape or models.find_signature(models.read_graph(options.fp32), *names).shape
+        images = dummy_inputs({"input": names[0], "shape": shape}, 16, seed=1)
+    return peers.candidates(options.fp32, images, options.output / "models" / "peers", *names)
+
+
+SETTINGS = {"threads": int, "batch_sizes": list, "knobs": dict, "notes": dict}
+
+
+def read_settings(path):
+    """What notebook 06 chose: threads, batch_sizes, knobs (environment variables), notes.
+
+    All are optional; `notes` is not used. Raises UserError for a file that is something else.
+    """
+    try:
+        settings = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as settings: {error}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings: an object with {', '.join(SETTINGS)}.")
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise UserError(
+                f"{path}: there is no setting '{name}'. There are: {', '.join(SETTINGS)}."
+            )
+        numbers = value if name == "batch_sizes" else [value] if name == "threads" else [1]
+        texts = [*value, *value.values()] if name == "knobs" and isinstance(value, dict) else []
+        if (
+            type(value) is not SETTINGS[name]
+            or not numbers
+            or not all(type(one) is int and one > 0 for one in numbers)
+            or not all(type(one) is str for one in texts)
+        ):
+            raise UserError(f"{path}: {json.dumps(value)} will not do for '{name}'.")
+    return settings
 
 
 def load_inputs(path):

@@ -7,6 +7,7 @@ from helpers import files, machine
 
 # Okabe-Ito palette: told apart by people with any colour vision
 COLOURS = {"FP32": "#999999", "BF16": "#56B4E9", "INT8": "#D55E00"}
+COLOURS |= {"OpenVINO INT8": "#0072B2", "ONNX Runtime INT8": "#CC79A7"}
 
 
 def _batch(result, name, size):
@@ -14,10 +15,14 @@ def _batch(result, name, size):
     return next(one for one in entry["batches"] if one["batch_size"] == size)
 
 
-def ratio(result, name, size):
-    """The `ratios` entry of a candidate at a batch size; ratios of exactly 1 for the baseline."""
+def ratio(result, name, size, baseline=None):
+    """The `ratios` entry of a candidate at a batch size; ratios of exactly 1 for the baseline.
+
+    The baseline is the first candidate where none is named.
+    """
+    baseline = baseline or result["candidates"][0]["name"]
     for one in result["ratios"]:
-        if one["candidate"] == name and one["batch_size"] == size:
+        if (one["candidate"], one["baseline"], one["batch_size"]) == (name, baseline, size):
             return one
     same = {"median": 1.0, "low": 1.0, "high": 1.0, "best": 1.0}
     return {"throughput_times": same, "latency_times": same}
@@ -29,8 +34,20 @@ def names_and_sizes(result):
     return [one["name"] for one in result["candidates"]], min(sizes), max(sizes)
 
 
-def _row(title, cells, first=18, width=12):
-    return (title.ljust(first) + "".join(str(cell).ljust(width) for cell in cells)).rstrip()
+def _table(rows):
+    """Rows (title, cells) as lines; each column is as wide as its longest cell needs."""
+    columns = zip(*(cells for _, cells in rows))
+    widths = [max(12, *(len(cell) + 2 for cell in column)) for column in columns]
+    lines = [
+        title.ljust(18) + "".join(cell.ljust(width) for cell, width in zip(cells, widths))
+        for title, cells in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _own(result):
+    """The candidates that run in TensorFlow (of helpers.peers' runtimes there may be more)."""
+    return [one for one in result["candidates"] if one.get("runtime", "tensorflow") == "tensorflow"]
 
 
 def number(value):
@@ -42,23 +59,22 @@ def absolute_table(result):
     names, small, large = names_and_sizes(result)
     fps = [number(_batch(result, name, large)["throughput_fps"]) for name in names]
     ms = [f"{_batch(result, name, small)['latency_ms']['p50']:.2f}" for name in names]
-    rows = [("Model", names), ("throughput(fps)", fps), ("latency(ms)", ms)]
-    return "\n".join(_row(*row) for row in rows)
+    return _table([("Model", names), ("throughput(fps)", fps), ("latency(ms)", ms)])
 
 
 def times_table(result):
     names, small, large = names_and_sizes(result)
     fps = [number(ratio(result, name, large)["throughput_times"]["median"]) for name in names]
     ms = [number(ratio(result, name, small)["latency_times"]["median"]) for name in names]
-    rows = [("Model", names), ("throughput_times", fps), ("latency_times", ms)]
-    return "\n".join(_row(*row) for row in rows)
+    return _table([("Model", names), ("throughput_times", fps), ("latency_times", ms)])
 
 
 def detail_table(result):
     """Percentiles of one call per batch size, and ratios with their range."""
     head = ["batch", "p50 ms", "p90 ms", "p99 ms", "best ms", "img/s", "times [95 % range]  best"]
+    wide = max(7, *(len(one["name"]) + 2 for one in result["candidates"]))
     lines = [
-        "".join([head[0].ljust(8), "".ljust(7), *(h.rjust(9) for h in head[1:6]), "  ", head[6]])
+        "".join([head[0].ljust(8), "".ljust(wide), *(h.rjust(9) for h in head[1:6]), "  ", head[6]])
     ]
     for size in result["settings"]["batch_sizes"]:
         for entry in result["candidates"]:
@@ -69,7 +85,7 @@ def detail_table(result):
             times = ratio(result, entry["name"], size)["throughput_times"]
             span = f"[{number(times['low'])} - {number(times['high'])}]"
             last = f"{number(times['median']).ljust(5)} {span.ljust(14)} {number(times['best'])}"
-            label = str(size).ljust(8) + entry["name"].ljust(7)
+            label = str(size).ljust(8) + entry["name"].ljust(wide)
             lines.append(
                 label + "".join(cells) + "  " + ("1" if entry is result["candidates"][0] else last)
             )
@@ -79,7 +95,8 @@ def detail_table(result):
 def conclusion(result):
     """Sentences on what was measured, each computed from the result."""
     _, small, large = names_and_sizes(result)
-    int8, last = result["candidates"][-1]["name"], result["candidates"][0]["name"]
+    own = _own(result)
+    int8, last = own[-1]["name"], own[0]["name"]
     up = ratio(result, int8, large)["throughput_times"]
     down = ratio(result, int8, small)["latency_times"]
     sentences = [
@@ -87,18 +104,27 @@ def conclusion(result):
         f"{number(down['median'])} times its latency at batch {small}, on "
         f"{machine.summary(result['machine'])}."
     ]
-    for one in (result["candidates"][0], result["candidates"][-1]):
+    for one in (own[0], own[-1]):
         if (one["layers"]["int8"] == 0) == (one["name"] == int8):
             count = one["layers"]["int8"] or "no"
             sentences.append(f"But {one['name']} has {count} layers in INT8: swapped graphs?")
     slower = [
         one["batch_size"]
         for one in result["ratios"]
-        if one["candidate"] == int8 and one["throughput_times"]["median"] <= 1.0
+        if (one["candidate"], one["baseline"]) == (int8, last)
+        and one["throughput_times"]["median"] <= 1.0
     ]
     if slower:
         where = ", ".join(str(size) for size in slower)
         sentences.append(f"At batch size {where} {int8} is not faster. {why_not(result)}")
+    for one in result["candidates"]:
+        if one not in own:
+            up, down = (ratio(result, int8, size, one["name"]) for size in (large, small))
+            sentences.append(
+                f"Against {one['name']}, {int8} gives "
+                f"{number(up['throughput_times']['median'])} times the throughput at batch {large} "
+                f"and {number(down['latency_times']['median'])} times the latency at batch {small}."
+            )
     if machine.int8_level(result["machine"]["isa"]) != "AMX":
         sentences.append(machine.expectation(result["machine"]["isa"]))
     noise = result["noise"]
@@ -133,7 +159,9 @@ def agreement_lines(result):
 
 
 def _bars(axes, title, names, values, spans, lower_is_better):
-    bars = axes.bar(names, values, color=[COLOURS.get(n, "#009E73") for n in names], width=0.62)
+    colours = [COLOURS.get(name, "#009E73") for name in names]
+    names = [name.replace(" ", "\n") for name in names]
+    bars = axes.bar(names, values, color=colours, width=0.62)
     if spans:
         errors = [
             [max(0, v - s[i]) if i == 0 else max(0, s[i] - v) for v, s in zip(values, spans)]
@@ -142,20 +170,19 @@ def _bars(axes, title, names, values, spans, lower_is_better):
         axes.errorbar(names, values, yerr=errors, fmt="none", ecolor="black", capsize=4, lw=1)
     tops = [span[1] for span in spans] if spans else values
     for bar, value, top in zip(bars, values, tops):
-        axes.annotate(
-            number(value),
-            (bar.get_x() + bar.get_width() / 2, max(value, top)),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=13,
-            fontweight="bold",
-        )
+        place = (bar.get_x() + bar.get_width() / 2, max(value, top))
+        note(axes, number(value), place, fontsize=13, fontweight="bold")
     axes.set_title(title, fontsize=13, pad=10)
     axes.set_xlabel("lower is better" if lower_is_better else "higher is better", color="#555555")
     axes.margins(y=0.16)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(axis="x", labelsize=12, length=0)
+    axes.tick_params(axis="x", labelsize=12 if len(names) < 5 else 11, length=0)
+
+
+def note(axis, text, place, up=5, **style):
+    """Write `text` centred `up` points above a place (x, y) of the data."""
+    style = {"ha": "center", **style}
+    axis.annotate(text, place, xytext=(0, up), textcoords="offset points", **style)
 
 
 def figures(result):
@@ -207,7 +234,7 @@ def save_figures(result, folder):
 def show(result, folder):
     """Save the figures and print the comparison as the original sample did, then the details."""
     absolute, times = save_figures(result, folder)
-    names = [one["name"] for one in result["candidates"]]
+    names = [one["name"] for one in _own(result)]
     print(f"Compare the Performance of {names[0]} and {names[-1]} Models")
     print(absolute_table(result))
     print(f"Save to {absolute}")

@@ -5,6 +5,7 @@ oneDNN knobs are read only once, when TensorFlow is imported.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -28,6 +29,15 @@ def time_calls(call, seconds, min_calls):
     return durations
 
 
+def window_calls(call, end):
+    """Start and end (s, on the clock that all processes share) of calls until `end` has passed."""
+    marks = [CLOCK()]
+    while marks[-1] < end:
+        call()
+        marks.append(CLOCK())
+    return list(itertools.pairwise(marks))
+
+
 def warm_up(call, window_seconds=0.3, tolerance=0.05, limit_seconds=20.0):
     """Call until the best time of a window is within `tolerance` of the best before it.
 
@@ -46,12 +56,27 @@ def warm_up(call, window_seconds=0.3, tolerance=0.05, limit_seconds=20.0):
             return {"calls": calls, "settled": settled}
 
 
+def load(job):
+    """The graph of `job` in its runtime, to be called with a batch, and what to tell of it."""
+    if job["cpus"]:
+        os.sched_setaffinity(0, job["cpus"])
+    if job["runtime"] == "tensorflow":
+        from helpers.models import FrozenGraph
+
+        names = job["input_name"], job["output_name"]
+        graph = FrozenGraph(job["graph"], *names, stock=job["stock"])
+        layers = quantization.layers(graph.session.graph.as_graph_def())
+        counts = {"int8": sum(layer.int8 for layer in layers), "all": len(layers)}
+        return graph, {"software": {"onednn": machine.onednn_version()}, "layers": counts}
+    from helpers import peers
+
+    graph = peers.RUNTIMES[job["runtime"]](job["graph"], job["threads"])
+    return graph, {"software": graph.software, "layers": graph.layers()}
+
+
 def serve(job, requests, answer):
     """Load the graph of `job`, then answer each request until the requests end."""
-    from helpers.models import FrozenGraph
-
-    graph = FrozenGraph(job["graph"], job["input_name"], job["output_name"])
-    layers = quantization.layers(graph.session.graph.as_graph_def())
+    graph, facts = load(job)
     images, batches = None, {}
 
     def batch(size):
@@ -60,14 +85,7 @@ def serve(job, requests, answer):
             batches[size] = np.ascontiguousarray(images[rows], graph.signature.dtype)
         return batches[size]
 
-    answer(
-        {
-            "onednn": machine.onednn_version(),
-            "device": graph.device,
-            "layers": {"int8": sum(layer.int8 for layer in layers), "all": len(layers)},
-            **dataclasses.asdict(graph.signature),
-        }
-    )
+    answer({"device": graph.device, **facts, **dataclasses.asdict(graph.signature)})
     for line in requests:
         request = json.loads(line)
         if request["do"] == "inputs":
@@ -82,6 +100,9 @@ def serve(job, requests, answer):
         elif request["do"] == "warm":
             x = batch(request["batch_size"])
             answer(warm_up(lambda x=x: graph(x)))
+        elif request["do"] == "window":
+            x = batch(request["batch_size"])
+            answer(window_calls(lambda x=x: graph(x), request["end"]))
         else:
             x = batch(request["batch_size"])
             answer(time_calls(lambda x=x: graph(x), request["seconds"], request["min_calls"]))

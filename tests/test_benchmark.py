@@ -214,6 +214,53 @@ def test_command_line_says_what_is_wrong(graphs, tmp_path, extra, message):
     assert not (tmp_path / "result.json").exists()
 
 
+def test_settings_of_notebook_06_are_the_defaults(graphs, tmp_path):
+    path = tmp_path / "settings.json"
+    tuned = {"threads": 1, "batch_sizes": [2, 4], "knobs": {"ITEX_LAYOUT_OPT": "1"}, "notes": {}}
+    path.write_text(json.dumps(tuned))
+    words = ["--fp32", str(graphs["fp32"]), "--int8", str(graphs["int8"]), "--bf16"]
+    words += ["--rounds", "2", "--seconds", "0.02", "--settings", str(path)]
+    benchmark.main([*words, "--output", str(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["settings"]["threads"] == 1 and result["settings"]["batch_sizes"] == [2, 4]
+    assert [one["knobs"] for one in result["candidates"]] == [
+        tuned["knobs"],
+        {**tuned["knobs"], **benchmark.BF16_KNOBS},
+        tuned["knobs"],
+    ]
+
+
+def test_the_command_line_goes_before_the_settings(graphs, tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text('{"threads": 7, "batch_sizes": [9]}')
+    command(graphs, tmp_path, "--settings", str(path), "--threads", "1")
+    settings = json.loads((tmp_path / "result.json").read_text())["settings"]
+    assert settings["threads"] == 1 and settings["batch_sizes"] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as settings"),
+        ("[1]", "holds no settings"),
+        ('{"treads": 2}', "no setting 'treads'. There are: threads"),
+        ('{"threads": 0}', "0 will not do for 'threads'"),
+        ('{"threads": true}', "true will not do for 'threads'"),
+        ('{"batch_sizes": []}', "will not do for 'batch_sizes'"),
+        ('{"batch_sizes": [1, "32"]}', "will not do for 'batch_sizes'"),
+        ('{"knobs": {"KMP_BLOCKTIME": 1}}', "will not do for 'knobs'"),
+        ('{"knobs": ["KMP_BLOCKTIME"]}', "will not do for 'knobs'"),
+    ],
+)
+def test_settings_that_will_not_do(graphs, tmp_path, text, message):
+    path = tmp_path / "settings.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        command(graphs, tmp_path, "--settings", str(path))
+    with pytest.raises(UserError, match="cannot be read"):
+        benchmark.read_settings(tmp_path / "absent.json")
+
+
 def altered(result, throughput, isa):
     changed = json.loads(json.dumps(result))
     changed["machine"]["isa"] = isa

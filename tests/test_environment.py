@@ -14,9 +14,10 @@ def pins(name):
     return {package.lower().replace("_", "-"): version for package, version in found}
 
 
-def test_the_lock_holds_every_direct_dependency():
-    direct, locked = pins("requirements.in"), pins("requirements.txt")
-    assert len(direct) >= 12 and direct.items() <= locked.items()
+@pytest.mark.parametrize(("name", "count"), [("requirements", 12), ("requirements-peers", 8)])
+def test_the_lock_holds_every_direct_dependency(name, count):
+    direct, locked = pins(f"{name}.in"), pins(f"{name}.txt")
+    assert len(direct) >= count and direct.items() <= locked.items()
 
 
 def test_the_gpu_lock_differs_only_where_it_must():
@@ -91,7 +92,10 @@ def test_gpu_environment_keeps_its_device(gpu_tree, tmp_path):
     assert again.returncode == 0 and again.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt"])
+LOCKS = ["requirements.txt", "requirements-gpu.txt", "requirements-peers.txt"]
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_every_locked_package_has_hashes_and_no_address(name):
     text = (ROOT / name).read_text()
     entries = re.split(r"\n(?=[a-z0-9])", text)
@@ -157,3 +161,21 @@ def test_a_failed_set_up_is_not_taken_for_finished(tmp_path):
     lock.write_text("# another lock\n")
     stale = subprocess.run(["bash", script], capture_output=True, text=True)
     assert stale.returncode == 0 and "Making" in stale.stderr
+
+
+def test_peers_get_an_environment_of_their_own(tmp_path):
+    script = tmp_path / "set_env.sh"
+    script.write_text((ROOT / "set_env.sh").read_text())
+    (tmp_path / "requirements-peers.txt").write_text("")
+
+    def set_up(*words):
+        return subprocess.run(["bash", script, "--peers", *words], capture_output=True, text=True)
+
+    refused = set_up("--device", "gpu")
+    assert refused.returncode == 1 and "leave --device out" in refused.stderr
+    first = set_up()
+    assert first.returncode == 0 and "env_peers/ is ready" in first.stderr, first.stderr
+    assert (tmp_path / "env_peers" / ".finished").exists()
+    assert not (tmp_path / "env_intel_tf").exists()
+    again = set_up()
+    assert again.returncode == 0 and again.stderr == ""

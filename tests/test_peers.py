@@ -1,0 +1,129 @@
+"""OpenVINO and ONNX Runtime on the small network; most of it needs ./set_env.sh --peers."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import images
+
+from helpers import UserError, benchmark, peers, report
+
+needs_peers = pytest.mark.skipif(bool(peers.absent()), reason=str(peers.absent()))
+
+
+@pytest.fixture(scope="module")
+def made(graphs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peers")
+    return peers.candidates(graphs["fp32"], images(16, seed=1), folder), folder
+
+
+@pytest.fixture(scope="module")
+def measured(graphs, made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("result")
+    effort = {"rounds": 2, "seconds": 0.05, "min_calls": 3}
+    chosen = benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False) + made[0]
+    result = benchmark.compare(
+        chosen, folder, "small", images(16), batch_sizes=(1, 4), progress=False, **effort
+    )
+    return result, folder
+
+
+@needs_peers
+def test_peers_compute_the_same_and_run_in_int8(measured):
+    result, _ = measured
+    names = [one["name"] for one in result["candidates"]]
+    assert names == ["FP32", "INT8", "OpenVINO INT8", "ONNX Runtime INT8"]
+    for one in result["candidates"][2:]:
+        agreement = result["agreement"][one["name"]]
+        assert agreement["sqnr_db"] > 15 and agreement["top1"] >= 0.8
+        assert one["layers"] == {"int8": 3, "all": 3}
+    assert {"openvino", "onnxruntime"} <= set(result["software"])
+
+
+@needs_peers
+def test_ours_is_compared_with_each_peer(measured, capsys):
+    result, folder = measured
+    found = {(one["candidate"], one["baseline"]) for one in result["ratios"]}
+    peers_of_ours = {("INT8", name) for name in peers.NAMES.values()}
+    assert found == peers_of_ours | {(name, "FP32") for name in ("INT8", *peers.NAMES.values())}
+    report.show(result, folder)
+    lines = capsys.readouterr().out.splitlines()
+    assert "Compare the Performance of FP32 and INT8 Models" in lines
+    rows = [line for line in lines if line.startswith(("Model", "throughput", "latency"))]
+    starts = [line.index(name) for line in rows[:1] for name in peers.NAMES.values()]
+    assert all(row[start - 1] == " " != row[start] for row in rows for start in starts)
+    assert "Against OpenVINO INT8, INT8 gives" in " ".join(lines)
+
+
+@needs_peers
+def test_models_are_made_once_and_again_for_other_images(graphs, made, monkeypatch):
+    first, folder = made
+    assert len(list(folder.glob("*.xml"))) == 1 and not list(folder.glob(".*"))
+
+    def refuse(runtime, *_):
+        raise UserError(f"made {runtime}")
+
+    monkeypatch.setattr(peers, "_make", refuse)
+    assert peers.candidates(graphs["fp32"], images(16, seed=1), folder) == first
+    with pytest.raises(UserError, match="made openvino"):
+        peers.candidates(graphs["fp32"], images(16, seed=2), folder)
+
+
+@needs_peers
+def test_a_model_that_cannot_be_made_is_told_with_its_log(graphs, tmp_path):
+    with pytest.raises(UserError, match=r"OpenVINO INT8 was not made .*openvino\.log"):
+        peers.candidates(graphs["fp32"], np.zeros((4, 5, 5, 3), np.float32), tmp_path)
+    assert not list(tmp_path.glob("*.xml")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_missing_environment_is_told(graphs, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "ENVIRONMENT", tmp_path / "env_peers")
+    assert "run ./set_env.sh --peers" in peers.absent()
+    with pytest.raises(UserError, match=r"run \./set_env\.sh --peers"):
+        peers.candidates(graphs["fp32"], images(16), tmp_path)
+    words = ["--fp32", str(graphs["fp32"]), "--int8", str(graphs["int8"]), "--peers"]
+    with pytest.raises(SystemExit, match=r"error: .*run \./set_env\.sh --peers"):
+        benchmark.main([*words, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main([*words, "--inputs", "x.npy", "--output", str(tmp_path)])
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_result_with_peers_is_concluded_on_ours():
+    calls = {"p50": 1.0, "p90": 1.0, "p99": 1.0, "best": 1.0, "mean": 1.0}
+    times = dict.fromkeys(("median", "low", "high", "best"), 2.0)
+    names = ["FP32", "INT8", *peers.NAMES.values()]
+    runtimes = ["tensorflow", "tensorflow", *peers.NAMES]
+    chosen = [benchmark.Candidate(n, None, runtime=r) for n, r in zip(names, runtimes)]
+    batch = {"batch_size": 1, "latency_ms": calls, "throughput_fps": 1000.0}
+    result = {
+        "model": "small",
+        "machine": {"usable_cores": 2, "cpu": "a CPU", "isa": ["amx_int8"]},
+        "settings": {"batch_sizes": [1]},
+        "candidates": [
+            {
+                "name": one.name,
+                "runtime": one.runtime,
+                "batches": [batch],
+                "layers": {"int8": int(one.name != "FP32"), "all": 1},
+            }
+            for one in chosen
+        ],
+        "ratios": [
+            {
+                "candidate": name,
+                "baseline": base,
+                "batch_size": 1,
+                "throughput_times": times,
+                "latency_times": times,
+            }
+            for name, base in benchmark.pairs(chosen)
+        ],
+        "noise": {"verdict": "steady", "spread_percent": 1.0, "slowdown_percent": 1.0},
+    }
+    text = report.conclusion(json.loads(json.dumps(result)))
+    assert text.startswith("INT8 gives 2 times the throughput of FP32") and "swapped" not in text
+    assert "Against ONNX Runtime INT8, INT8 gives 2 times the throughput" in text
+    heading, *rows = report.detail_table(result).splitlines()
+    assert len({row[: heading.index("  times")].count(".") for row in rows}) == 1
+    assert all(row[heading.index("p50 ms") - 1] == " " for row in rows)
