@@ -194,7 +194,7 @@ def clock_ghz(runs=40, loops=50_000):
 def profile(graph, images, calls=10):
     """Where the best of some calls goes: (its time in ms, {(primitive, kind): ms}).
 
-    Read from oneDNN's own log (ONEDNN_VERBOSE=profile_exec) in a process of its own. `kind` is the
+    Read from oneDNN's own log (ONEDNN_VERBOSE=1) in a process of its own. `kind` is the
     kernel size of a convolution, the data types of a reorder.
     """
     code = (
