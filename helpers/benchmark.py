@@ -193,6 +193,13 @@ def predict(workers, inputs, batch_size, folder):
     return outputs
 
 
+def warm(workers, batch_sizes, seconds):
+    """Warm up one worker after the other, in windows of a round's `seconds`, at most 0.3."""
+    for worker in workers.values():
+        for size in batch_sizes:
+            worker.ask("warm", batch_size=size, seconds=min(0.3, seconds))
+
+
 def run_rounds(workers, batch_sizes, rounds, seconds, min_calls, progress=True):
     """Interleaved timing: {name: {batch size: [durations (s) of the calls of each round]}}."""
     names = list(workers)
@@ -333,9 +340,7 @@ def compare(
             for name, values in outputs.items()
             if name != baseline
         }
-        for worker in workers.values():
-            for size in batch_sizes:
-                worker.ask("warm", batch_size=size)
+        warm(workers, batch_sizes, effort["seconds"])
         times = run_rounds(workers, batch_sizes, progress=progress, **effort)
     ratios = [
         ratio(name, base, size, times[name][size], times[base][size])

@@ -185,32 +185,45 @@ def kl_threshold(values, levels=255, bins=2048):
     return float(best[1])
 
 
-def kernels(graph, images):
-    """What oneDNN really runs for one batch: Counter of (primitive, weight type, kernel).
+def onednn_log(graph, images, calls):
+    """What oneDNN logs (ONEDNN_VERBOSE=1) of each call: [(seconds, [line])].
 
-    Read from oneDNN's own log (ONEDNN_VERBOSE) in a process of its own; the weight type is s8 for
-    INT8, bf16 or f32.
+    `images` go as one batch through the frozen graph in a process of its own.
     """
+    from helpers.benchmark import environment
+
     code = (
-        "import sys, numpy; from helpers import models; "
-        "graph = models.FrozenGraph(sys.argv[1]); x = numpy.load(sys.argv[2]); "
-        "graph(x); print('second call', flush=True); graph(x)"
+        "import sys, numpy; from helpers import models, worker; "
+        "graph = models.FrozenGraph(sys.argv[1]); x = numpy.load(sys.argv[2])\n"
+        "for _ in range(int(sys.argv[3])):\n"
+        "    print('call', worker.time_calls(lambda: graph(x), 0, 1)[0], flush=True)"
     )
     with tempfile.TemporaryDirectory() as scratch:
         np.save(f"{scratch}/x.npy", images)
         done = subprocess.run(
-            [sys.executable, "-c", code, str(graph), f"{scratch}/x.npy"],
-            env={
-                **os.environ,
-                "ONEDNN_VERBOSE": "1",
-                "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-            },
+            [sys.executable, "-c", code, str(graph), f"{scratch}/x.npy", str(calls)],
+            env={**environment(machine.usable_cores()), "ONEDNN_VERBOSE": "1"},
             capture_output=True,
             text=True,
             check=True,
         )
+    found, lines = [], []
+    for line in done.stdout.splitlines():
+        if line.startswith("call "):
+            found.append((float(line.split()[1]), lines))
+            lines = []
+        else:
+            lines.append(line)
+    return found
+
+
+def kernels(graph, images):
+    """What oneDNN really runs for one batch: Counter of (primitive, weight type, kernel).
+
+    Read from its log of a second call; the weight type is s8 for INT8, bf16 or f32.
+    """
     found = Counter()
-    for line in done.stdout.partition("second call")[2].splitlines():
+    for line in onednn_log(graph, images, calls=2)[1][1]:
         words = line.split(",")
         if words[1:3] == ["primitive", "exec"] and words[4] in ("convolution", "matmul"):
             weights = re.search(r"wei_(\w+?):", line)

@@ -4,15 +4,10 @@ import ctypes
 import mmap
 import os
 import re
-import subprocess
-import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
-from helpers import UserError, benchmark, machine, models, report, worker
+from helpers import UserError, benchmark, machine, models, quantization, report, worker
 
 WORKER_GIB, MOST = 2, 6  # what the process of one ResNet50 may need; processes at a time
 # Operations (a multiply-add is two) per cycle and core that each unit can start: AVX-512 two FMA
@@ -33,26 +28,29 @@ def groups(chosen):
     return [[chosen[0], *rest[i : i + others]] for i in range(0, len(rest), others)] or [chosen]
 
 
-def get_ready(workers, inputs, batch_sizes, folder, strict=True):
+def get_ready(workers, inputs, batch_sizes, folder, seconds=0.3, strict=True):
     """Wait for the workers, compare their outputs with those of the first, and warm them up.
+
+    `seconds` are those of a round, see `benchmark.warm`.
 
     Gives {name: `benchmark.agreement`}. Raises UserError where the outputs of a candidate do not
     match, or, unless `strict`, gives None for it.
     """
     for one in workers.values():
         one.hear()
-    outputs = benchmark.predict(workers, inputs, min(8, len(inputs)), Path(folder) / "outputs")
+    # at a size that is measured anyway: every other has to be compiled, too
+    size = max((size for size in batch_sizes if size <= len(inputs)), default=len(inputs))
+    outputs = benchmark.predict(workers, inputs, size, Path(folder) / "outputs")
     reference = next(iter(outputs.values()))
     agreements = {}
-    for name, one in workers.items():
+    for name in workers:
         try:
             agreements[name] = benchmark.agreement(reference, outputs[name], name)
         except UserError:
             if strict:
                 raise
             agreements[name] = None
-        for size in batch_sizes:
-            one.ask("warm", batch_size=size)
+    benchmark.warm(workers, batch_sizes, seconds)
     return agreements
 
 
@@ -67,7 +65,7 @@ def measure(chosen, inputs, batch_sizes, folder, threads=None, strict=True, **ef
     base = chosen[0].name
     for group in groups(chosen):
         with benchmark.workers_for(group, threads or machine.usable_cores(), folder) as workers:
-            agreements = get_ready(workers, inputs, batch_sizes, folder, strict)
+            agreements = get_ready(workers, inputs, batch_sizes, folder, effort["seconds"], strict)
             times = benchmark.run_rounds(workers, batch_sizes, **effort)
         for name in workers:
             entry = {size: _entry(times, name, base, size) for size in batch_sizes}
@@ -194,33 +192,18 @@ def clock_ghz(runs=40, loops=50_000):
 def profile(graph, images, calls=10):
     """Where the best of some calls goes: (its time in ms, {(primitive, kind): ms}).
 
-    Read from oneDNN's own log (ONEDNN_VERBOSE=1) in a process of its own. `kind` is the
-    kernel size of a convolution, the data types of a reorder.
+    Read from oneDNN's own log. `kind` is the kernel size of a convolution, the data types of a
+    reorder.
     """
-    code = (
-        "import sys, time, numpy; from helpers import models, worker; "
-        "graph = models.FrozenGraph(sys.argv[1]); x = numpy.load(sys.argv[2])\n"
-        "for _ in range(int(sys.argv[3])):\n"
-        "    print('call', worker.time_calls(lambda: graph(x), 0, 1)[0], flush=True)"
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        np.save(f"{scratch}/x.npy", images)
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(graph), f"{scratch}/x.npy", str(calls)],
-            env={**benchmark.environment(machine.usable_cores()), "ONEDNN_VERBOSE": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    found, current = [], Counter()
-    for line in done.stdout.splitlines():
-        words = line.split(",")
-        if words[1:3] == ["primitive", "exec"]:  # "graph" lines are of several of these
-            words = words[3:]
-            current[words[1], _kind(words)] += float(words[-1])
-        elif line.startswith("call "):
-            found.append((1e3 * float(line.split()[1]), current))
-            current = Counter()
+    found = []
+    for seconds, lines in quantization.onednn_log(graph, images, calls):
+        spent = Counter()
+        for line in lines:
+            words = line.split(",")
+            if words[1:3] == ["primitive", "exec"]:  # "graph" lines are of several of these
+                words = words[3:]
+                spent[words[1], _kind(words)] += float(words[-1])
+        found.append((1e3 * seconds, spent))
     return min(found, key=lambda one: one[0])
 
 

@@ -38,7 +38,7 @@ def window_calls(call, end):
     return list(itertools.pairwise(marks))
 
 
-def warm_up(call, window_seconds=0.3, tolerance=0.05, limit_seconds=20.0):
+def warm_up(call, window_seconds, tolerance=0.05, limit_seconds=20.0):
     """Call until the best time of a window is within `tolerance` of the best before it.
 
     Windows have at least 2 calls; the first call (allocation, kernel choice, weight reordering)
@@ -99,7 +99,7 @@ def serve(job, requests, answer):
             answer({})
         elif request["do"] == "warm":
             x = batch(request["batch_size"])
-            answer(warm_up(lambda x=x: graph(x)))
+            answer(warm_up(lambda x=x: graph(x), request["seconds"]))
         elif request["do"] == "window":
             x = batch(request["batch_size"])
             answer(window_calls(lambda x=x: graph(x), request["end"]))

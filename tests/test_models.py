@@ -71,8 +71,8 @@ def test_paddings_fold_only_where_no_output_changes(folds, layer, paddings, befo
     found = models.FrozenGraph(plain, "input", "predict")(x)
     assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
     models.unfold_paddings(plain)
-    assert not any(node.attr["padding"].s == b"EXPLICIT" for node in plain.node)
-    again = models.FrozenGraph(plain, "input", "predict", stock=True)(x)
+    assert "EXPLICIT" not in str(plain)  # to ask for node.attr["padding"] would give all nodes one
+    again = models.FrozenGraph(plain, "input", "predict")(x)
     assert again.shape == expected.shape and np.allclose(again, expected, atol=1e-5)
 
 
