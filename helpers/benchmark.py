@@ -175,20 +175,25 @@ def agreement(reference, values, name, least_sqnr_db=GARBAGE_SQNR_DB):
     return {"top1": float(same.mean()), "sqnr_db": round(min(sqnr, 200.0), 2)}
 
 
-def predict(workers, inputs, batch_size, folder):
-    """Give all workers the same inputs (N, …); outputs by name, kept as <folder>/<name>.npy."""
+def predict(workers, inputs, batch_sizes, folder, most=200):
+    """Give all workers the same inputs (N, …); outputs by name, kept as <folder>/<name>.npy.
+
+    They are computed in batches of the largest of the sizes to be measured that there are inputs
+    for, up to `most`: every other size would have to be compiled, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    most = min(most, len(inputs))
+    sizes = [size for size in batch_sizes if size <= most] or [most]
     outputs = {}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:
         np.save(f"{scratch}/inputs.npy", inputs)
-        first = {"path": f"{scratch}/inputs.npy", "batch_size": min(batch_size, len(inputs))}
         for worker in workers.values():  # all at once: a graph is optimised on one core
-            worker.tell({"do": "inputs", **first})
+            worker.tell({"do": "inputs", "path": f"{scratch}/inputs.npy", "batch_sizes": sizes})
         for worker in workers.values():
             worker.hear()
         for name, worker in workers.items():
             with files.whole(folder / f"{name}.npy") as part:
-                worker.ask("predict", batch_size=batch_size, to=str(part))
+                worker.ask("predict", batch_size=max(sizes), to=str(part))
             outputs[name] = np.load(folder / f"{name}.npy")
     return outputs
 
@@ -334,7 +339,7 @@ def compare(
             software.update(one["software"])
         if inputs is None:
             inputs = dummy_inputs(loaded[baseline], count=max(64, *batch_sizes))
-        outputs = predict(workers, inputs, min(200, max(batch_sizes)), output / "predictions")
+        outputs = predict(workers, inputs, batch_sizes, output / "predictions")
         agreements = {
             name: agreement(outputs[baseline], values, name, least_sqnr_db)
             for name, values in outputs.items()

@@ -1,6 +1,7 @@
 """Around Intel Neural Compressor: calibration data, a quiet run, and what became INT8."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -41,6 +42,18 @@ class CalibrationLoader:
             yield self.images[start : start + self.batch_size], np.zeros(self.batch_size)
 
 
+def _keep_freed_memory():
+    """Have this process reuse large blocks of memory instead of giving each back to the system.
+
+    INC copies the graph about a hundred times; on ResNet50 mapping the memory anew took a quarter
+    of its time.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_threshold, 2**30)
+    mallopt(trim_threshold, 2**31 - 1)
+
+
 @contextlib.contextmanager
 def quiet(log):
     """Send what INC, TensorFlow and their C++ libraries print to the file `log`.
@@ -50,6 +63,7 @@ def quiet(log):
     """
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
+    _keep_freed_memory()
     before, saved = dict(os.environ), [os.dup(1), os.dup(2)]
     logger = logging.getLogger("tensorflow")
     handlers = [one for one in logger.handlers if isinstance(one, logging.StreamHandler)]
@@ -185,32 +199,38 @@ def kl_threshold(values, levels=255, bins=2048):
     return float(best[1])
 
 
-def onednn_log(graph, images, calls):
-    """What oneDNN logs (ONEDNN_VERBOSE=1) of each call: [(seconds, [line])].
+def onednn_log(graph, images, batch_sizes, calls):
+    """What oneDNN logs (ONEDNN_VERBOSE=1) of a frozen graph in a process of its own.
 
-    `images` go as one batch through the frozen graph in a process of its own.
+    For each of the batch sizes, of as many calls with the first of the `images`:
+    {batch size: [(seconds, [line])]}.
     """
     from helpers.benchmark import environment
 
     code = (
         "import sys, numpy; from helpers import models, worker; "
-        "graph = models.FrozenGraph(sys.argv[1]); x = numpy.load(sys.argv[2])\n"
-        "for _ in range(int(sys.argv[3])):\n"
-        "    print('call', worker.time_calls(lambda: graph(x), 0, 1)[0], flush=True)"
+        "graph = models.FrozenGraph(sys.argv[1]); images = numpy.load(sys.argv[2])\n"
+        "for size in map(int, sys.argv[4:]):\n"
+        "    x = images[:size]\n"
+        "    for _ in range(int(sys.argv[3])):\n"
+        "        seconds = worker.time_calls(lambda: graph(x), 0, 1)[0]\n"
+        "        print('call', size, seconds, flush=True)"
     )
     with tempfile.TemporaryDirectory() as scratch:
         np.save(f"{scratch}/x.npy", images)
         done = subprocess.run(
-            [sys.executable, "-c", code, str(graph), f"{scratch}/x.npy", str(calls)],
+            [sys.executable, "-c", code, graph, f"{scratch}/x.npy"]
+            + [str(number) for number in (calls, *batch_sizes)],
             env={**environment(machine.usable_cores()), "ONEDNN_VERBOSE": "1"},
             capture_output=True,
             text=True,
             check=True,
         )
-    found, lines = [], []
+    found, lines = {size: [] for size in batch_sizes}, []
     for line in done.stdout.splitlines():
         if line.startswith("call "):
-            found.append((float(line.split()[1]), lines))
+            _, size, seconds = line.split()
+            found[int(size)].append((float(seconds), lines))
             lines = []
         else:
             lines.append(line)
@@ -223,7 +243,8 @@ def kernels(graph, images):
     Read from its log of a second call; the weight type is s8 for INT8, bf16 or f32.
     """
     found = Counter()
-    for line in onednn_log(graph, images, calls=2)[1][1]:
+    _, (_, lines) = onednn_log(graph, images, [len(images)], calls=2)[len(images)]
+    for line in lines:
         words = line.split(",")
         if words[1:3] == ["primitive", "exec"] and words[4] in ("convolution", "matmul"):
             weights = re.search(r"wei_(\w+?):", line)

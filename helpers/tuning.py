@@ -38,9 +38,7 @@ def get_ready(workers, inputs, batch_sizes, folder, seconds=0.3, strict=True):
     """
     for one in workers.values():
         one.hear()
-    # at a size that is measured anyway: every other has to be compiled, too
-    size = max((size for size in batch_sizes if size <= len(inputs)), default=len(inputs))
-    outputs = benchmark.predict(workers, inputs, size, Path(folder) / "outputs")
+    outputs = benchmark.predict(workers, inputs, batch_sizes, Path(folder) / "outputs")
     reference = next(iter(outputs.values()))
     agreements = {}
     for name in workers:
@@ -189,22 +187,25 @@ def clock_ghz(runs=40, loops=50_000):
     return 24 * loops / best / 1e9
 
 
-def profile(graph, images, calls=10):
-    """Where the best of some calls goes: (its time in ms, {(primitive, kind): ms}).
+def profile(graph, images, batch_sizes, calls=10):
+    """Where the best of some calls goes: {batch size: (its time in ms, {(primitive, kind): ms})}.
 
     Read from oneDNN's own log. `kind` is the kernel size of a convolution, the data types of a
     reorder.
     """
-    found = []
-    for seconds, lines in quantization.onednn_log(graph, images, calls):
-        spent = Counter()
+
+    def spent(lines):
+        found = Counter()
         for line in lines:
             words = line.split(",")
             if words[1:3] == ["primitive", "exec"]:  # "graph" lines are of several of these
                 words = words[3:]
-                spent[words[1], _kind(words)] += float(words[-1])
-        found.append((1e3 * seconds, spent))
-    return min(found, key=lambda one: one[0])
+                found[words[1], _kind(words)] += float(words[-1])
+        return found
+
+    log = quantization.onednn_log(graph, images, batch_sizes, calls)
+    best = {size: min(calls, key=lambda call: call[0]) for size, calls in log.items()}
+    return {size: (1e3 * seconds, spent(lines)) for size, (seconds, lines) in best.items()}
 
 
 def _kind(words):

@@ -13,13 +13,21 @@ from helpers import datasets, models, quantization
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
-# The slow tests in this order: what comes first leaves models for the rest.
-ORDER = ["test_headless", "test_notebooks", "test_faults", "test_browser", "test_cluster"]
+# The slow tests, in two groups that run side by side: much of each takes only one core. Within a
+# group what comes first leaves models for the rest.
+GROUPS = {
+    "whole run": ["test_headless", "test_browser", "test_cluster"],
+    "notebooks": ["test_notebooks", "test_faults"],
+}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items):
-    rest = sorted({item.path.stem for item in items} - {*ORDER})
-    items.sort(key=lambda item: [*ORDER, *rest].index(item.path.stem))
+    groups = {name: group for group, names in GROUPS.items() for name in names}
+    rest = sorted({item.path.stem for item in items} - {*groups})
+    items.sort(key=lambda item: [*groups, *rest].index(item.path.stem))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
 
 
 def needs(*tools):
@@ -43,11 +51,9 @@ def reuse_resnet50(whole, output):
 
 
 @pytest.fixture(scope="session")
-def outputs(whole, tmp_path_factory):
+def outputs(tmp_path_factory):
     """The output folder that the notebooks' own tests fill."""
-    folder = tmp_path_factory.mktemp("outputs")
-    reuse_resnet50(whole, folder)
-    return folder
+    return tmp_path_factory.mktemp("outputs")
 
 
 @pytest.fixture
