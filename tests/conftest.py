@@ -21,13 +21,26 @@ GROUPS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
+def group(name):
+    """The group of a test file; every other file is one of its own."""
+    return next((group for group, names in GROUPS.items() if name in names), name)
+
+
 def pytest_collection_modifyitems(items):
-    groups = {name: group for group, names in GROUPS.items() for name in names}
-    rest = sorted({item.path.stem for item in items} - {*groups})
-    items.sort(key=lambda item: [*groups, *rest].index(item.path.stem))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.path.stem)))
+    slow = [name for names in GROUPS.values() for name in names]
+    rest = sorted({item.path.stem for item in items} - {*slow})
+    items.sort(key=lambda item: [*slow, *rest].index(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(Path(nodeid.split("::")[0]).stem)
+
+    return Groups(config, log)
 
 
 def needs(*tools):
