@@ -42,16 +42,23 @@ class CalibrationLoader:
             yield self.images[start : start + self.batch_size], np.zeros(self.batch_size)
 
 
-def _keep_freed_memory():
-    """Have this process reuse large blocks of memory instead of giving each back to the system.
+@contextlib.contextmanager
+def _freed_memory_kept():
+    """Reuse large blocks of memory within, instead of giving each back to the system at once.
 
     INC copies the graph about a hundred times; on ResNet50 mapping the memory anew took a quarter
     of its time.
     """
+    libc = ctypes.CDLL(None)
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(mmap_threshold, 2**30)
-    mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_threshold, 2**30)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:  # what glibc comes to by itself after large blocks
+        libc.mallopt(mmap_threshold, 2**25)
+        libc.mallopt(trim_threshold, 2**26)
+        libc.malloc_trim(0)
 
 
 @contextlib.contextmanager
@@ -63,7 +70,6 @@ def quiet(log):
     """
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    _keep_freed_memory()
     before, saved = dict(os.environ), [os.dup(1), os.dup(2)]
     logger = logging.getLogger("tensorflow")
     handlers = [one for one in logger.handlers if isinstance(one, logging.StreamHandler)]
@@ -82,7 +88,10 @@ def quiet(log):
                 # that has to be descriptor 2 itself; a notebook kernel's sys.stderr is not
                 from neural_compressor.tensorflow.utils import model as inc
 
-                with tempfile.TemporaryDirectory(prefix="inc_") as workspace:
+                with (
+                    tempfile.TemporaryDirectory(prefix="inc_") as workspace,
+                    _freed_memory_kept(),
+                ):
                     # not the current folder; the first is for the next quantization, the second for
                     # those after it (autotune), to which INC goes back
                     inc.TFConfig.global_config["workspace_path"] = workspace
