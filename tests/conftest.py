@@ -1,5 +1,6 @@
 """What several test files share: a small real network, and nbval over a notebook."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ GROUPS = {
     "whole run": ["test_headless", "test_browser", "test_cluster"],
     "notebooks": ["test_notebooks", "test_faults"],
 }
+# Their outputs in the whole run are compared; the other notebooks are executed once more for that.
+LONG = ["05_benchmark_resnet50", "06_tune_inference", "07_inside_int8"]
 
 
 def group(name):
@@ -78,7 +81,18 @@ def resnet50(whole, tmp_path):
     return tmp_path
 
 
-def nbval(notebook, outputs, folder, *options, root=ROOT):
+def replayed(notebook, executed, folder):
+    """Compare an executed notebook with what it stores by nbval, without executing it again."""
+    spec = folder / "kernels" / "replay"
+    spec.mkdir(parents=True)
+    words = [sys.executable, str(ROOT / "tests" / "replay.py"), "-f", "{connection_file}"]
+    spec = spec / "kernel.json"
+    spec.write_text(json.dumps({"argv": words, "display_name": "replay", "language": "python"}))
+    env = {"JUPYTER_PATH": str(folder), "REPLAY": str(executed)}
+    return nbval(notebook, folder, folder, "--nbval-kernel-name", "replay", env=env)
+
+
+def nbval(notebook, outputs, folder, *options, root=ROOT, env=()):
     """Re-execute a notebook on quick settings below `folder` and compare with what it stores."""
     copy = folder / notebook.name
     parameters = {"profile": "quick", "output": str(outputs)}
@@ -88,7 +102,7 @@ def nbval(notebook, outputs, folder, *options, root=ROOT):
     command += ["--nbval-cell-timeout", "900", "--rootdir", folder, "-c", "/dev/null"]
     return subprocess.run(
         [*command, *options, copy],
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(root), **dict(env)},
         cwd=folder,
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, needs
+from conftest import LONG, ROOT, needs, replayed
 
 from helpers import cli
 
@@ -141,6 +141,15 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     assert all((output / link).stat().st_size > 10_000 for link in page.links)
     assert result["machine"]["cpu"] in page.text and result["software"]["tensorflow"] in page.text
     assert "INT8 gives" in page.text and "53" in page.text
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_the_outputs_of_the_whole_run_are_those_stored(name, whole, tmp_path):
+    executed = whole / "notebooks" / f"{name}.ipynb"
+    if not executed.exists():
+        pytest.skip("needs the whole run above")
+    done = replayed(ROOT / "notebooks" / executed.name, executed, tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,7 +5,7 @@ import shutil
 
 import nbformat
 import pytest
-from conftest import nbval
+from conftest import LONG, nbval
 
 from helpers import cli, quantization
 from helpers.models import read_graph
@@ -13,15 +13,14 @@ from helpers.models import read_graph
 BOOKS = cli.notebooks()
 
 
-# Last, because the whole run, which goes on beside them, has its own ResNet50 in memory before.
-LATE = ["05_benchmark_resnet50", "06_tune_inference"]
-
-
 @pytest.mark.parametrize(
-    "path", sorted(BOOKS, key=lambda path: path.stem in LATE), ids=lambda path: path.stem
+    "path", [path for path in BOOKS if path.stem not in LONG], ids=lambda path: path.stem
 )
 def test_outputs_are_reproduced(path, outputs, tmp_path):
-    """Notebooks run into one output folder, as run_all.sh does."""
+    """Notebooks run in reading order into one output folder, as run_all.sh does.
+
+    For the long ones test_headless.py compares the outputs of its whole run.
+    """
     done = nbval(path, outputs, tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
