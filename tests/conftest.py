@@ -14,36 +14,27 @@ from helpers import datasets, models, quantization
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
-# The slow tests, in two groups that run side by side: much of each takes only one core. Within a
-# group what comes first leaves models for the rest.
-GROUPS = {
-    "whole run": ["test_headless", "test_browser", "test_cluster"],
-    "notebooks": ["test_notebooks", "test_faults"],
-}
+# The order in which slow tests find what others have made: models, the outputs of the whole run.
+FIRST, LAST = ["test_headless", "test_notebooks", "test_faults"], ["test_browser", "test_cluster"]
 # Their outputs in the whole run are compared; the other notebooks are executed once more for that.
 LONG = ["05_benchmark_resnet50", "06_tune_inference", "07_inside_int8"]
 
 
-def group(name):
-    """The group of a test file; every other file is one of its own."""
-    return next((group for group, names in GROUPS.items() if name in names), name)
-
-
 def pytest_collection_modifyitems(items):
-    slow = [name for names in GROUPS.values() for name in names]
-    rest = sorted({item.path.stem for item in items} - {*slow})
-    items.sort(key=lambda item: [*slow, *rest].index(item.path.stem))
+    rest = sorted({item.path.stem for item in items} - {*FIRST, *LAST})
+    items.sort(key=lambda item: [*FIRST, *rest, *LAST].index(item.path.stem))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
+    """A test file goes to one of two processes as a whole, test_faults.py with what it needs."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Groups(LoadScopeScheduling):
+    class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return group(Path(nodeid.split("::")[0]).stem)
+            return nodeid.split("::")[0].replace("test_faults", "test_notebooks")
 
-    return Groups(config, log)
+    return Files(config, log)
 
 
 def needs(*tools):
@@ -55,15 +46,17 @@ def needs(*tools):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """The output folder of the whole headless run."""
-    return tmp_path_factory.mktemp("whole") / "the output"
+    """The output folder of the whole headless run, the same for all processes that test."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole" / "the output"
 
 
 def reuse_resnet50(whole, output):
-    """Copy the ResNet50 of the whole run, if it was run, so that it need not be made again."""
-    made = whole / "resnet50" / "models"
-    if made.exists():
-        shutil.copytree(made, output / "resnet50" / "models")
+    """Copy what there is of the ResNet50 of the whole run, so that it need not be made again."""
+    made = [path for path in whole.glob("resnet50/models/*") if path.suffix in (".pb", ".json")]
+    for path in made:
+        (output / "resnet50" / "models").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, output / "resnet50" / "models")
 
 
 @pytest.fixture(scope="session")
