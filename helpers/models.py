@@ -142,7 +142,8 @@ def freeze(model, path, input_name="input", output_name="predict"):
     """Write a Keras model as a frozen graph, its batch norms and paddings folded into the layers.
 
     The file has one input of the model's shape with a free batch size and one output. Folding is
-    what a graph-optimised FP32 model gets, so that INT8 is not compared with a slower one.
+    what a graph-optimised FP32 model gets, so that INT8 is not compared with a slower one; means
+    over an image become average pools.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -160,6 +161,7 @@ def freeze(model, path, input_name="input", output_name="predict"):
     )
     fold_batch_norms(plain)
     fold_paddings(plain)
+    pool_means(plain)
     return write_graph(extract(plain, [output_name]), path)
 
 
@@ -303,6 +305,39 @@ def fold_paddings(graph_def):
         node.attr["padding"].s = b"EXPLICIT"
         node.attr["explicit_paddings"].list.i[:] = paddings.ravel().tolist()
         node.input[0] = pad.input[0]
+
+
+def pool_means(graph_def):
+    """Write means over height and width as average pools of the whole image, in place.
+
+    They compute the same, and INC quantizes average pools but no means. Without that, oneDNN does
+    not take the last residual blocks of ResNet50 for one piece, because their output stays float.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        tf.compat.v1.import_graph_def(graph_def, name="")
+    for node in [node for node in graph_def.node if node.op == "Mean"]:
+        source, axes = graph.get_operation_by_name(node.name).inputs
+        _, *image = source.shape.as_list() if source.shape.rank == 4 else [None]
+        axes = tf.get_static_value(axes)
+        if None in image or axes is None or sorted(np.ravel(axes) % 4) != [1, 2]:
+            continue
+        height, width, channels = image
+        pool = graph_def.node.add(name=f"{node.name}/AvgPool", op="AvgPool", input=node.input[:1])
+        pool.attr["T"].CopyFrom(node.attr["T"])
+        pool.attr["ksize"].list.i[:] = [1, height, width, 1]
+        pool.attr["strides"].list.i[:] = [1, 1, 1, 1]
+        pool.attr["padding"].s = b"VALID"
+        sizes = [-1, 1, 1, channels] if node.attr["keep_dims"].b else [-1, channels]
+        shape = graph_def.node.add(name=f"{node.name}/shape", op="Const")
+        shape.attr["dtype"].type = tf.int32.as_datatype_enum
+        shape.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(sizes))
+        node.op, node.input[:] = "Reshape", [pool.name, shape.name]  # named as before, for readers
+        for name in set(node.attr) - {"T"}:
+            del node.attr[name]
+        node.attr["Tshape"].type = tf.int32.as_datatype_enum
 
 
 def unfold_paddings(graph_def):

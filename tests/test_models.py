@@ -87,6 +87,42 @@ def test_a_padding_that_something_else_reads_stays_for_it():
     assert np.allclose(models.FrozenGraph(both, "input", "predict")(x), expected, rtol=1e-5)
 
 
+def means(axes, keep, before=tf.identity):
+    """A GraphDef with a mean over some axes of images (N, 9, 7, 4)."""
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 9, 7, 4), "input")
+        tf.identity(tf.reduce_mean(before(x), axes, keepdims=keep), "predict")
+    return graph.as_graph_def()
+
+
+@pytest.mark.parametrize(
+    "pools, axes, keep",
+    [
+        (True, [1, 2], False),
+        (True, [-2, 1], True),
+        (False, [1], False),
+        (False, [1, 2, 3], False),
+        (False, [2, 3], False),
+        (False, [0, 1, 2], False),
+    ],
+)
+def test_means_of_whole_images_become_average_pools(pools, axes, keep):
+    graph_def = means(axes, keep)
+    x = np.random.default_rng(0).standard_normal((3, 9, 7, 4), np.float32)
+    models.pool_means(graph_def)
+    assert any(node.op == "AvgPool" for node in graph_def.node) == pools
+    assert any(node.op == "Mean" for node in graph_def.node) != pools
+    found = models.FrozenGraph(models.extract(graph_def, ["predict"]), "input", "predict")(x)
+    expected = x.mean(tuple(axes), keepdims=keep)
+    assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-6)
+
+
+def test_a_mean_over_images_of_any_size_stays():
+    graph_def = means([1, 2], False, lambda x: tf.compat.v1.placeholder_with_default(x, [None] * 4))
+    models.pool_means(graph_def)
+    assert not any(node.op == "AvgPool" for node in graph_def.node)
+
+
 def test_freezing_folds_the_paddings_of_keras(tmp_path):
     layers = tf.keras.layers
     model = tf.keras.Sequential(
