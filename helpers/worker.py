@@ -57,6 +57,19 @@ def warm_up(call, window_seconds, tolerance=0.05, limit_seconds=20.0):
             return {"calls": calls, "settled": settled}
 
 
+def aligned(array):
+    """A copy of the array whose data starts at a multiple of 64 bytes.
+
+    Such an array TensorFlow reads where it is; any other it copies first, at every call (5 % of an
+    INT8 ResNet50 call at batch 32).
+    """
+    room = np.empty(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def load(job):
     """The graph of `job` in its runtime, to be called with a batch, and what to tell of it."""
     if job["cpus"]:
@@ -83,7 +96,7 @@ def serve(job, requests, answer):
     def batch(size):
         if size not in batches:
             rows = np.resize(np.arange(len(images)), size)
-            batches[size] = np.ascontiguousarray(images[rows], graph.signature.dtype)
+            batches[size] = aligned(np.asarray(images[rows], graph.signature.dtype))
         return batches[size]
 
     answer({"device": graph.device, **facts, **dataclasses.asdict(graph.signature)})

@@ -118,6 +118,15 @@ def test_warm_up_goes_on_until_times_settle():
     assert warmed["settled"] and warmed["calls"] > 5
 
 
+@pytest.mark.parametrize("offset", [0, 4, 16, 60])
+def test_batches_start_where_tensorflow_takes_them_as_they_are(offset):
+    room = np.arange(4 * 3 * 5 * 7 + 64, dtype=np.uint8)
+    array = room[offset : offset + 4 * 3 * 5 * 7].view(np.float32).reshape(3, 5, 7)
+    copy = worker.aligned(array)
+    assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and copy.dtype == np.float32
+    assert copy.tobytes() == array.tobytes() and copy.shape == array.shape
+
+
 def test_result_follows_the_schema(measured):
     result, folder = measured
     assert json.loads((folder / "result.json").read_text()) == result
