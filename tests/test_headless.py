@@ -11,6 +11,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import papermill
 import psutil
 import pytest
 from conftest import LONG, ROOT, needs, replayed
@@ -150,6 +151,28 @@ def test_the_outputs_of_the_whole_run_are_those_stored(name, whole, tmp_path):
         pytest.skip("needs the whole run above")
     done = replayed(ROOT / "notebooks" / executed.name, executed, tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "caught"),
+    [
+        ("05_benchmark_resnet50", "INT8: 54 of 54", "INT8: 53 of 54", "layers in INT8"),
+        ("06_tune_inference", "needs 7.7 billion", "needs 8.7 billion", "tuning.operations("),
+        ("07_inside_int8", "channel     mended        broken", "channel     mended", "words ="),
+        ("07_inside_int8", "lost > 10", "lost > 1", "lost > 10"),  # another cell was executed
+    ],
+)
+def test_a_difference_in_a_long_notebook_is_seen(name, old, new, caught, tmp_path):
+    """What a notebook itself stores, with one line changed, fails at that line and nowhere else."""
+    stored, changed = ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "executed.ipynb"
+    parameters = {"profile": "quick", "output": str(tmp_path)}
+    papermill.execute_notebook(stored, changed, parameters, prepare_only=True)
+    text = changed.read_text()
+    assert old in text
+    changed.write_text(text.replace(old, new, 1))
+    done = replayed(stored, changed, tmp_path)
+    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]
+    assert caught in done.stdout.partition("Input:")[2].partition("Traceback:")[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
