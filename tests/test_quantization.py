@@ -4,7 +4,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, images
+import tensorflow as tf
+from conftest import ROOT, SHAPE, images
 
 from helpers import benchmark, models, quantization
 
@@ -31,6 +32,29 @@ def test_int8_graph_is_quantized_and_close(graphs):
 def test_fp32_graph_has_no_int8_layers(graphs):
     layers = quantization.layers(models.read_graph(graphs["fp32"]))
     assert len(layers) == 3 and not any(layer.int8 for layer in layers)
+
+
+def test_the_mean_at_the_end_runs_in_int8(tmp_path):
+    """As an average pool from bytes to bytes: what ResNet50's last stage depends on."""
+    layers = tf.keras.layers
+    model = tf.keras.Sequential(
+        [
+            layers.Input(SHAPE),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    fp32 = models.freeze(model, tmp_path / "fp32.pb")
+    with quantization.quiet(tmp_path / "log"):
+        from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
+
+        loader = quantization.CalibrationLoader(images(16), 8)
+        int8 = quantize_model(str(fp32), StaticQuantConfig(), loader, 2).graph_def
+    path = models.write_graph(int8, tmp_path / "int8.pb")
+    ((_, lines),) = quantization.onednn_log(path, images(4), [4], calls=1)[4]
+    (pool,) = [line for line in lines if ",primitive,exec,cpu,pooling," in line]
+    assert "src_u8" in pool and "dst_u8" in pool and "alg:pooling_avg" in pool
 
 
 def test_quiet_logs_everything_and_restores(tmp_path, capfd):
