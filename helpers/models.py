@@ -310,8 +310,9 @@ def fold_paddings(graph_def):
 def pool_means(graph_def):
     """Write means over height and width as average pools of the whole image, in place.
 
-    They compute the same, and INC quantizes average pools but no means. Without that, oneDNN does
-    not take the last residual blocks of ResNet50 for one piece, because their output stays float.
+    They compute the same but for rounding, and INC quantizes average pools but no means. Without
+    that, the output of ResNet50's last residual blocks stays float, and oneDNN does not take them
+    for one piece.
     """
     import numpy as np
     import tensorflow as tf

@@ -60,8 +60,7 @@ def warm_up(call, window_seconds, tolerance=0.05, limit_seconds=20.0):
 def aligned(array):
     """A copy of the array whose data starts at a multiple of 64 bytes.
 
-    Such an array TensorFlow reads where it is; any other it copies first, at every call (5 % of an
-    INT8 ResNet50 call at batch 32).
+    Such an array TensorFlow reads where it is; any other it copies first, at every call.
     """
     room = np.empty(array.nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64

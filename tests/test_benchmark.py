@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, images
 
-from helpers import UserError, benchmark, report, worker
+from helpers import UserError, benchmark, models, report, worker
 
 EFFORT = {"rounds": 4, "seconds": 0.05, "min_calls": 5}
 
@@ -125,6 +125,22 @@ def test_batches_start_where_tensorflow_takes_them_as_they_are(offset):
     copy = worker.aligned(array)
     assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and copy.dtype == np.float32
     assert copy.tobytes() == array.tobytes() and copy.shape == array.shape
+
+
+def test_a_worker_calls_its_graph_with_aligned_batches(monkeypatch, tmp_path):
+    class Graph:
+        device, signature = "CPU", models.Signature("input", "output", (5,), "float32")
+
+        def __call__(self, batch):
+            starts.append(batch.ctypes.data % 64)
+
+    starts, answers = [], []
+    monkeypatch.setattr(worker, "load", lambda job: (Graph(), {}))
+    np.save(tmp_path / "inputs.npy", np.ones((3, 5)))  # float64, as nobody's graph wants it
+    inputs = {"do": "inputs", "path": str(tmp_path / "inputs.npy"), "batch_sizes": [1, 2, 3, 4, 7]}
+    timed = {"do": "time", "batch_size": 7, "seconds": 0, "min_calls": 2}
+    worker.serve({}, map(json.dumps, [inputs, timed]), answers.append)
+    assert starts == [0] * 7 and len(answers[-1]) == 2
 
 
 def test_result_follows_the_schema(measured):
