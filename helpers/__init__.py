@@ -1,13 +1,18 @@
 """Thin helpers behind the notebooks; importing this package does not import TensorFlow.
 
-It does set the log levels that TensorFlow and ITEX read when they are imported later: their
-start-up lines are no news to a reader. Values that are set already are left alone.
+It does set what TensorFlow and ITEX read later from the environment. Values that are set already
+are left alone.
 """
 
 import os
 
+# Their start-up lines are no news to a reader
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("ITEX_CPP_MIN_LOG_LEVEL", "2")
+# oneDNN's cache of reordered weights takes those of one partition of a graph for another's once
+# some hundreds have been loaded: their keys collide. Only the measuring processes, which hold one
+# graph each, switch it on (benchmark.environment)
+os.environ.setdefault("_ONEDNN_CONSTANT_CACHE", "0")
 
 
 class UserError(RuntimeError):

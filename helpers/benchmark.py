@@ -78,6 +78,7 @@ def environment(threads):
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": "1",
         "KMP_BLOCKTIME": "1",  # ms; by default an idle worker spins into the next turn
+        "_ONEDNN_CONSTANT_CACHE": "1",  # ITEX's default, which `helpers` switches off elsewhere
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
     }
 

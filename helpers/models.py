@@ -104,25 +104,12 @@ class FrozenGraph:
         else:
             graph_def = read_graph(path)
         self.signature = find_signature(graph_def, input_name, output_name, path)
-        graph = tf.Graph()
-        with graph.as_default():
-            try:
-                tf.compat.v1.import_graph_def(graph_def, name="")
-            except (ValueError, tf.errors.OpError) as error:
-                raise UserError(f"TensorFlow cannot load {path}: {error}") from error
         # ITEX's GPU build shows the GPU as XPU and places operations there by itself
         self.device = "XPU" if tf.config.list_physical_devices("XPU") else "CPU"
-        config = tf.compat.v1.ConfigProto()
-        rewrite = config.graph_options.rewrite_options
-        if not stock:
-            # Once is enough: the second pass over the graph that is the default finds nothing more
-            # under ITEX, and takes seconds at the first call
-            rewrite.meta_optimizer_iterations = rewrite.ONE
-        else:
-            rewrite.use_plugin_optimizers = rewrite.OFF
-            if os.environ.get("ITEX_AUTO_MIXED_PRECISION") == "1":  # the same wish, in its words
-                rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
-        self.session = tf.compat.v1.Session(graph=graph, config=config)
+        try:
+            self.session = _session(graph_def, stock)
+        except (ValueError, tf.errors.OpError) as error:
+            raise UserError(f"TensorFlow cannot load {path}: {error}") from error
         self._call = self.session.make_callable(
             self.signature.output + ":0", feed_list=[self.signature.input + ":0"]
         )
@@ -136,6 +123,28 @@ class FrozenGraph:
 
         parts = [self(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
         return np.concatenate(parts)
+
+
+def _session(graph_def, stock=False):
+    """A Session that holds the GraphDef."""
+    import tensorflow as tf
+
+    config = tf.compat.v1.ConfigProto()
+    rewrite = config.graph_options.rewrite_options
+    if not stock:
+        # Once is enough: the second pass over the graph that is the default finds nothing more
+        # under ITEX, and takes seconds at the first call. The pass that looks for tensors of a GPU
+        # to swap to the host takes a sixth of what is left
+        rewrite.meta_optimizer_iterations = rewrite.ONE
+        rewrite.memory_optimization = rewrite.NO_MEM_OPT
+    else:
+        rewrite.use_plugin_optimizers = rewrite.OFF
+        if os.environ.get("ITEX_AUTO_MIXED_PRECISION") == "1":  # the same wish, in its words
+            rewrite.auto_mixed_precision_onednn_bfloat16 = rewrite.ON
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.compat.v1.import_graph_def(graph_def, name="")
+    return tf.compat.v1.Session(graph=graph, config=config)
 
 
 def freeze(model, path, input_name="input", output_name="predict"):
@@ -188,21 +197,52 @@ def piece(graph_def, start, end):
     return extract(cut, [end])
 
 
-def tensors(graph_def, names, images, batch_size=100):
-    """Several tensors of a GraphDef with one input, for all images: {node name: array (N, …)}."""
-    import numpy as np
+class Tensors:
+    """Several tensors of a GraphDef with one input; call it with images for {node name: array}."""
+
+    def __init__(self, graph_def, names):
+        self.names = list(names)
+        self.source = next(node.name for node in graph_def.node if node.op == "Placeholder")
+        self.wanted = [name for name in self.names if name != self.source]
+        self._call = _session(extract(graph_def, self.wanted)).make_callable(
+            [name + ":0" for name in self.wanted], feed_list=[self.source + ":0"]
+        )
+
+    def __call__(self, images, batch_size=100):
+        import numpy as np
+
+        starts = range(0, len(images), batch_size)
+        parts = [self._call(images[start : start + batch_size]) for start in starts]
+        found = {name: np.concatenate(part) for name, part in zip(self.wanted, zip(*parts))}
+        return {name: images if name == self.source else found[name] for name in self.names}
+
+
+def side_by_side(graph_defs):
+    """One GraphDef that computes several with the same input, and the names of their outputs.
+
+    Constants that are equal are there once, so that loading it costs little more than one of them.
+    """
     import tensorflow as tf
 
-    source = next(node.name for node in graph_def.node if node.op == "Placeholder")
-    wanted = [name for name in names if name != source]
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.compat.v1.import_graph_def(extract(graph_def, wanted), name="")
-    with tf.compat.v1.Session(graph=graph) as session:
-        call = session.make_callable([name + ":0" for name in wanted], feed_list=[source + ":0"])
-        parts = [call(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-    found = {name: np.concatenate(part) for name, part in zip(wanted, zip(*parts))}
-    return {name: images if name == source else found[name] for name in names}
+    together, shared, outputs = tf.compat.v1.GraphDef(), {}, []
+    for index, graph_def in enumerate(graph_defs):
+        names, added = {}, []
+        for node in graph_def.node:
+            names[node.name] = node.name
+            constant = node.op in ("Placeholder", "Const")
+            if constant and shared.setdefault(node.name, node) == node:
+                continue
+            names[node.name] = f"{index}/{node.name}"
+            added.append(together.node.add())
+            added[-1].CopyFrom(node)
+            added[-1].name = names[node.name]
+        for node in added:
+            for place, name in enumerate(node.input):
+                source = name.lstrip("^").split(":")[0]
+                node.input[place] = name.replace(source, names[source], 1)
+        outputs.append(names[find_signature(graph_def).output])
+    together.node.extend(shared.values())
+    return together, outputs
 
 
 def weights(graph_def):

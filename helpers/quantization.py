@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,23 +41,17 @@ class CalibrationLoader:
             yield self.images[start : start + self.batch_size], np.zeros(self.batch_size)
 
 
-@contextlib.contextmanager
-def _freed_memory_kept():
-    """Reuse large blocks of memory within, instead of giving each back to the system at once.
+def _keep_freed_memory():
+    """Have this process reuse large blocks of memory instead of giving each back to the system.
 
-    INC copies the graph about a hundred times; on ResNet50 mapping the memory anew took a quarter
-    of its time.
+    INC copies the graph about a hundred times, TensorFlow a dozen times when it loads one; mapping
+    the memory anew takes a quarter of either's time.
     """
     libc = ctypes.CDLL(None)
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
     libc.mallopt(mmap_threshold, 2**30)
     libc.mallopt(trim_threshold, 2**31 - 1)
-    try:
-        yield
-    finally:  # what glibc comes to by itself after large blocks
-        libc.mallopt(mmap_threshold, 2**25)
-        libc.mallopt(trim_threshold, 2**26)
-        libc.malloc_trim(0)
+    return libc
 
 
 @contextlib.contextmanager
@@ -70,6 +63,7 @@ def quiet(log):
     """
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
+    libc = _keep_freed_memory()
     before, saved = dict(os.environ), [os.dup(1), os.dup(2)]
     logger = logging.getLogger("tensorflow")
     handlers = [one for one in logger.handlers if isinstance(one, logging.StreamHandler)]
@@ -88,10 +82,7 @@ def quiet(log):
                 # that has to be descriptor 2 itself; a notebook kernel's sys.stderr is not
                 from neural_compressor.tensorflow.utils import model as inc
 
-                with (
-                    tempfile.TemporaryDirectory(prefix="inc_") as workspace,
-                    _freed_memory_kept(),
-                ):
+                with tempfile.TemporaryDirectory(prefix="inc_") as workspace:
                     # not the current folder; the first is for the next quantization, the second for
                     # those after it (autotune), to which INC goes back
                     inc.TFConfig.global_config["workspace_path"] = workspace
@@ -106,6 +97,7 @@ def quiet(log):
                 handler.setStream(stream or _DESCRIPTOR_2)  # None: it was that one already
             os.environ.clear()
             os.environ.update(before)
+            libc.malloc_trim(0)  # what comes next may be large, too, in another process
 
 
 @dataclass(frozen=True)
@@ -170,19 +162,16 @@ def sensitivity(graph_def, reference, images):
     One layer at a time stays INT8, all others go back to float; the ratio compares the logarithms
     of the outputs (probabilities) with `reference`, those of FP32 for the same images.
     """
+    from helpers import models
     from helpers.benchmark import sqnr_db
-    from helpers.models import FrozenGraph
 
     names = [layer.name for layer in layers(graph_def) if layer.int8]
-
-    def alone(name):
-        others = [other for other in names if other != name]
-        outputs = FrozenGraph(leave_float(graph_def, others)).predict(images, 100)
-        return sqnr_db(np.log(reference + 1e-9), np.log(outputs + 1e-9)), name
-
-    # Most of the time goes into loading a graph, which takes one core (and memory: not too many)
-    with ThreadPoolExecutor(min(4, machine.usable_cores())) as pool:
-        return sorted(pool.map(alone, names))
+    others = [[other for other in names if other != name] for name in names]
+    together, ends = models.side_by_side([leave_float(graph_def, rest) for rest in others])
+    outputs = models.Tensors(together, ends)(images)
+    wanted = np.log(reference + 1e-9)
+    found = [sqnr_db(wanted, np.log(outputs[end] + 1e-9)) for end in ends]
+    return sorted(zip(found, names))
 
 
 def kl_threshold(values, levels=255, bins=2048):
