@@ -112,9 +112,16 @@ def test_leaving_layers_float(graphs):
 def test_sensitivity_ranks_the_worst_layer_first(graphs):
     x = images(64, seed=7)
     reference = models.FrozenGraph(graphs["fp32"]).predict(x)
-    ranking = quantization.sensitivity(models.read_graph(graphs["int8"]), reference, x)
-    assert len(ranking) == 3
+    quantized = models.read_graph(graphs["int8"])
+    ranking = quantization.sensitivity(quantized, reference, x)
     assert [ratio for ratio, _ in ranking] == sorted(ratio for ratio, _ in ranking)
+    names = [layer.name for layer in quantization.layers(quantized)]
+    assert sorted(name for _, name in ranking) == sorted(names)
+    for ratio, name in ranking:
+        rest = quantization.leave_float(quantized, [other for other in names if other != name])
+        alone = models.FrozenGraph(rest).predict(x)
+        right = benchmark.sqnr_db(np.log(reference + 1e-9), np.log(alone + 1e-9))
+        assert ratio == pytest.approx(right, abs=0.5)
 
 
 def test_tuning_stops_at_the_first_that_passes(tmp_path, capsys):
