@@ -91,7 +91,8 @@ def alexnet(folder, precision="fp32"):
 class FrozenGraph:
     """A frozen graph (path or GraphDef) in a tf.compat.v1.Session of its own; call it with a batch.
 
-    A Session callable, not a TensorFlow 2 function: it has the least overhead per call.
+    A Session callable, not a TensorFlow 2 function: it has the least overhead per call. Time it
+    through helpers.benchmark; elsewhere weights are reordered at every call (helpers/__init__.py).
     `stock` leaves it to TensorFlow alone, without ITEX. Raises UserError for a file that is no
     graph or an input or output that cannot be told.
     """
@@ -198,7 +199,10 @@ def piece(graph_def, start, end):
 
 
 class Tensors:
-    """Several tensors of a GraphDef with one input; call it with images for {node name: array}."""
+    """Several tensors of a GraphDef with one input; call it with images (N, …).
+
+    It gives {node name: array (N, …)}, with the images themselves where their node is named.
+    """
 
     def __init__(self, graph_def, names):
         self.names = list(names)
