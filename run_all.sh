@@ -15,12 +15,12 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # A batch system runs a copy of this script. Slurm knows where the original lies; else the checkout
 # is where the job was submitted.
-if [ ! -e "$here/helpers/cli.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+if [ ! -e "$here/helpers/run/cli.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
   script=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p') || script=
   here=${script%%/run_all.sh*}
 fi
-[ -e "$here/helpers/cli.py" ] || here=${SLURM_SUBMIT_DIR:-${PBS_O_WORKDIR:-$here}}
-if [ ! -e "$here/helpers/cli.py" ]; then
+[ -e "$here/helpers/run/cli.py" ] || here=${SLURM_SUBMIT_DIR:-${PBS_O_WORKDIR:-$here}}
+if [ ! -e "$here/helpers/run/cli.py" ]; then
   echo "run_all.sh: submit this job from the folder that holds run_all.sh and helpers/." >&2
   exit 1
 fi
@@ -28,9 +28,9 @@ export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
 for word in "$@"; do
   case $word in
-    -h | --help | --list) exec python3 -m helpers.cli "$@" ;; # needs no environment
+    -h | --help | --list) exec python3 -m helpers.run "$@" ;; # needs no environment
   esac
 done
 "$here/set_env.sh"
 source "$here/env_intel_tf/bin/activate"
-exec python -m helpers.cli "$@"
+exec python -m helpers.run "$@"

@@ -3,13 +3,12 @@
 import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 from tqdm import tqdm
 
-from helpers import UserError, datasets, files, models
+from helpers import UserError, files, graphs
 
 PUBLISHED_URL = "https://storage.googleapis.com/intel-optimized-tensorflow/models/v1_8"
 PUBLISHED = {
@@ -18,64 +17,6 @@ PUBLISHED = {
 }
 CONNECT_SECONDS, STALL_SECONDS = 5, 20
 CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class Resnet50:
-    """Frozen graphs of one ResNet50; `int8` is None where it has yet to be quantized."""
-
-    fp32: Path
-    int8: Path | None
-    weights: str
-
-
-def resnet50(weights, folder):
-    """The ResNet50 to measure, as frozen graphs below `folder`.
-
-    `weights`: "published" (the pair Intel published, FP32 and INT8), "imagenet" (Keras' own
-    pretrained weights), "random" (seeded), a folder that holds fp32.pb and int8.pb (or the
-    published file names), or "auto": published where cached or reachable, random otherwise.
-    Raises UserError when what was asked for by name cannot be had.
-    """
-    folder = Path(folder)
-    if weights in ("auto", "published"):
-        try:
-            paths = published(folder)
-            return Resnet50(paths["fp32"], _if_it_runs(paths["int8"]), "published")
-        except UserError as error:
-            if weights == "published":
-                raise
-            print(error)
-            print("So this run makes ResNet50 here, with seeded random weights.")
-            weights = "random"
-    if weights in ("random", "imagenet"):
-        path = folder / f"resnet50_fp32_{weights}.pb"
-        if not path.exists():
-            models.freeze(models.resnet50(weights), path)
-        return Resnet50(path, None, "random, seed 0" if weights == "random" else weights)
-    given = {}
-    for kind, name in PUBLISHED.items():
-        paths = [Path(weights) / one for one in (f"{kind}.pb", name)]
-        given[kind] = next((path for path in paths if path.exists()), None)
-        if not given[kind]:
-            raise UserError(
-                f"weights='{weights}' is neither auto, published, imagenet or random, nor a "
-                f"folder that holds {paths[0].name} or {name}."
-            )
-    return Resnet50(given["fp32"], given["int8"], f"folder {Path(weights).name}")
-
-
-def _if_it_runs(path):
-    """`path`, or None where this TensorFlow cannot run it (graphs of 2018 use ops of 2018)."""
-    import tensorflow as tf
-
-    try:
-        models.FrozenGraph(path)(datasets.dummy_images(1))
-        return path
-    except (UserError, ValueError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0][:200]
-        print(f"The published INT8 graph does not run here ({reason}); it is made anew instead.")
-        return None
 
 
 def published(folder, url=None, progress=True):
@@ -121,7 +62,7 @@ def fetch(url, path, progress=True):
             part.unlink(missing_ok=True)
         raise files.storage_error(path, error) from error
     try:
-        models.find_signature(models.read_graph(part), path=url)
+        graphs.find_signature(graphs.read_graph(part), path=url)
     except UserError as error:
         part.unlink()
         raise UserError(

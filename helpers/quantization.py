@@ -1,23 +1,19 @@
-"""Around Intel Neural Compressor: calibration data, a quiet run, and what became INT8."""
+"""Around Intel Neural Compressor: calibration data, a quiet run, tuning and sensitivity."""
 
 import contextlib
 import ctypes
 import logging
 import os
-import re
-import subprocess
 import sys
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from helpers import machine
+from helpers import graphs, stats
 
 _DESCRIPTOR_2 = open(2, "w", buffering=1, closefd=False)  # open for as long as INC is loaded
-LAYER_OPS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 
 
 class CalibrationLoader:
@@ -101,15 +97,6 @@ def quiet(log):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A convolution or matrix product of a graph and whether it runs in INT8."""
-
-    name: str
-    op: str
-    int8: bool
-
-
-@dataclass(frozen=True)
 class Trial:
     """One quantization that was tried; `drop` in percentage points of accuracy."""
 
@@ -141,36 +128,18 @@ def tune(attempts, accuracy_of, baseline, tolerance):
     return trials
 
 
-def leave_float(graph_def, names):
-    """A copy of a QDQ graph in which the layers named read their float inputs again."""
-    from helpers import models
-
-    changed = type(graph_def)()
-    changed.CopyFrom(graph_def)
-    nodes = {node.name: node for node in changed.node}
-    for name in names:
-        for index in (0, 1):
-            dequantize = nodes[nodes[name].input[index]]
-            quantize = nodes[dequantize.input[0]]
-            nodes[name].input[index] = quantize.input[0]
-    return models.extract(changed, [models.find_signature(graph_def).output])
-
-
 def sensitivity(graph_def, reference, images):
     """How much each layer costs on its own: [(SQNR in dB, layer name)], the worst first.
 
     One layer at a time stays INT8, all others go back to float; the ratio compares the logarithms
     of the outputs (probabilities) with `reference`, those of FP32 for the same images.
     """
-    from helpers import models
-    from helpers.benchmark import sqnr_db
-
-    names = [layer.name for layer in layers(graph_def) if layer.int8]
+    names = [layer.name for layer in graphs.layers(graph_def) if layer.int8]
     others = [[other for other in names if other != name] for name in names]
-    together, ends = models.side_by_side([leave_float(graph_def, rest) for rest in others])
-    outputs = models.Tensors(together, ends)(images)
+    together, ends = graphs.side_by_side([graphs.leave_float(graph_def, rest) for rest in others])
+    outputs = graphs.Tensors(together, ends)(images)
     wanted = np.log(reference + 1e-9)
-    found = [sqnr_db(wanted, np.log(outputs[end] + 1e-9)) for end in ends]
+    found = [stats.sqnr_db(wanted, np.log(outputs[end] + 1e-9)) for end in ends]
     return sorted(zip(found, names))
 
 
@@ -195,78 +164,3 @@ def kl_threshold(values, levels=255, bins=2048):
         loss = (reference[seen] * np.log(reference[seen] / coarse[seen])).sum()
         best = min(best, (float(loss), edges[kept]))
     return float(best[1])
-
-
-def onednn_log(graph, images, batch_sizes, calls):
-    """What oneDNN logs (ONEDNN_VERBOSE=1) of a frozen graph in a process of its own.
-
-    For each of the batch sizes, of as many calls with the first of the `images`:
-    {batch size: [(seconds, [line])]}.
-    """
-    from helpers.benchmark import environment
-
-    code = (
-        "import sys, numpy; from helpers import models, worker; "
-        "graph = models.FrozenGraph(sys.argv[1]); images = numpy.load(sys.argv[2])\n"
-        "for size in map(int, sys.argv[4:]):\n"
-        "    x = images[:size]\n"
-        "    for _ in range(int(sys.argv[3])):\n"
-        "        seconds = worker.time_calls(lambda: graph(x), 0, 1)[0]\n"
-        "        print('call', size, seconds, flush=True)"
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        np.save(f"{scratch}/x.npy", images)
-        done = subprocess.run(
-            [sys.executable, "-c", code, graph, f"{scratch}/x.npy"]
-            + [str(number) for number in (calls, *batch_sizes)],
-            env={**environment(machine.usable_cores()), "ONEDNN_VERBOSE": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    found, lines = {size: [] for size in batch_sizes}, []
-    for line in done.stdout.splitlines():
-        if line.startswith("call "):
-            _, size, seconds = line.split()
-            found[int(size)].append((float(seconds), lines))
-            lines = []
-        else:
-            lines.append(line)
-    return found
-
-
-def kernels(graph, images):
-    """What oneDNN really runs for one batch: Counter of (primitive, weight type, kernel).
-
-    Read from its log of a second call; the weight type is s8 for INT8, bf16 or f32.
-    """
-    found = Counter()
-    _, (_, lines) = onednn_log(graph, images, [len(images)], calls=2)[len(images)]
-    for line in lines:
-        words = line.split(",")
-        if words[1:3] == ["primitive", "exec"] and words[4] in ("convolution", "matmul"):
-            weights = re.search(r"wei_(\w+?):", line)
-            found[words[4], weights[1], words[5]] += 1
-    return found
-
-
-def layers(graph_def):
-    """The layers of a QDQ or legacy INT8 graph, in graph order.
-
-    In a QDQ graph a layer runs in INT8 when both its inputs come from a Dequantize node: ITEX
-    fuses that pattern at run time. Legacy graphs name the op itself (QuantizedConv2D…).
-    """
-    nodes = {node.name: node for node in graph_def.node}
-
-    def dequantized(name):
-        return nodes[name.split(":")[0].lstrip("^")].op == "Dequantize"
-
-    found = []
-    for node in graph_def.node:
-        if node.op in LAYER_OPS:
-            found.append(Layer(node.name, node.op, all(map(dequantized, node.input[:2]))))
-        elif node.op.lstrip("_").startswith(
-            ("QuantizedConv2D", "QuantizedMatMul", "QuantizedDepth")
-        ):
-            found.append(Layer(node.name, node.op, True))
-    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from helpers import datasets, models, quantization
+from helpers import datasets, freezing, graphs, quantization
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
@@ -129,15 +129,15 @@ def images(count, seed=0):
 
 
 @pytest.fixture(scope="session")
-def graphs(keras_model, tmp_path_factory):
+def small(keras_model, tmp_path_factory):
     """{"fp32": path, "int8": path} of the small network."""
     folder = tmp_path_factory.mktemp("graphs")
-    fp32 = models.freeze(keras_model, folder / "fp32.pb")
+    fp32 = freezing.freeze(keras_model, folder / "fp32.pb")
     loader = quantization.CalibrationLoader(images(32, seed=1), 8)
     with quantization.quiet(folder / "quantize.log"):
         from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
 
         config = StaticQuantConfig(weight_granularity="per_channel")
         quantized = quantize_model(str(fp32), config, loader, len(loader))
-    int8 = models.write_graph(quantized.graph_def, folder / "int8.pb")
+    int8 = graphs.write_graph(quantized.graph_def, folder / "int8.pb")
     return {"fp32": fp32, "int8": int8, "log": folder / "quantize.log"}

@@ -14,7 +14,9 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import cli, files, report
+from helpers import files
+from helpers.benchmark import report
+from helpers.run import cli
 
 
 def clean(notebook):

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, images
 
-from helpers import UserError, benchmark, models, report, worker
+from helpers import UserError, benchmark, graphs, report, worker
 
 EFFORT = {"rounds": 4, "seconds": 0.05, "min_calls": 5}
 
 
 @pytest.fixture(scope="module")
-def measured(graphs, tmp_path_factory):
+def measured(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("result")
     labels = np.zeros(16, int)
     result = benchmark.compare(
-        benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=True),
+        benchmark.candidates(small["fp32"], small["int8"], bf16=True),
         folder,
         "small",
         inputs=images(16),
@@ -32,7 +32,7 @@ def measured(graphs, tmp_path_factory):
 
 def test_throughput_counts_all_calls_of_all_rounds():
     # the last call is fast; the sample that this package replaces divided all images by its time
-    entry = benchmark.summarise(8, [[1.0, 1.0], [1.9, 0.1]])
+    entry = stats.summarise(8, [[1.0, 1.0], [1.9, 0.1]])
     assert entry["calls"] == 4
     assert entry["throughput_fps"] == pytest.approx(8 * 4 / 4.0)
     assert entry["latency_ms"]["best"] == pytest.approx(100)
@@ -43,36 +43,36 @@ def test_throughput_counts_all_calls_of_all_rounds():
 def test_ratio_is_taken_within_rounds():
     # the machine is three times slower in the second round, for both
     fp32, int8 = [[0.4, 0.4], [1.2, 1.2]], [[0.1, 0.1], [0.3, 0.3]]
-    one = benchmark.ratio("INT8", "FP32", 1, int8, fp32)
+    one = stats.ratio("INT8", "FP32", 1, int8, fp32)
     assert one["throughput_times"]["median"] == pytest.approx(4)
     assert one["throughput_times"]["low"] == one["throughput_times"]["high"]
     assert one["latency_times"]["median"] == pytest.approx(0.25)
     assert one["latency_times"]["best"] == pytest.approx(0.25)
-    even = benchmark.summarise(1, [[0.4, 0.4], [0.4, 0.4]])
+    even = stats.summarise(1, [[0.4, 0.4], [0.4, 0.4]])
     verdict = {"verdict": "steady", "spread_percent": 0.0, "slowdown_percent": 0.0}
-    assert benchmark.noise_verdict([one], [even]) == verdict
-    held_back = benchmark.summarise(1, [[0.4, 0.4, 0.2]])
+    assert stats.noise_verdict([one], [even]) == verdict
+    held_back = stats.summarise(1, [[0.4, 0.4, 0.2]])
     verdict = {"verdict": "noisy", "spread_percent": 0.0, "slowdown_percent": 100.0}
-    assert benchmark.noise_verdict([one], [even, held_back]) == verdict
+    assert stats.noise_verdict([one], [even, held_back]) == verdict
 
 
 def test_noise_is_called_noise():
     rng = np.random.default_rng(0)
     fp32 = [[0.4 * rng.uniform(0.5, 2)] for _ in range(8)]
-    one = benchmark.ratio("INT8", "FP32", 1, [[0.1]] * 8, fp32)
+    one = stats.ratio("INT8", "FP32", 1, [[0.1]] * 8, fp32)
     assert one["throughput_times"]["low"] < one["throughput_times"]["median"]
-    even = benchmark.summarise(1, [[0.4]])
-    assert benchmark.noise_verdict([one], [even])["verdict"] == "noisy"
+    even = stats.summarise(1, [[0.4]])
+    assert stats.noise_verdict([one], [even])["verdict"] == "noisy"
 
 
 def test_sqnr_by_hand():
-    assert benchmark.sqnr_db([3.0, 4.0], [3.0, 4.5]) == pytest.approx(20.0)
+    assert stats.sqnr_db([3.0, 4.0], [3.0, 4.5]) == pytest.approx(20.0)
 
 
 def test_garbage_is_not_timed():
     rng = np.random.default_rng(0)
     reference = np.eye(10)[rng.integers(0, 10, 50)]
-    good = benchmark.agreement(reference, reference + 0.01, "INT8")
+    good = stats.agreement(reference, reference + 0.01, "INT8")
     assert good["top1"] == 1.0 and good["sqnr_db"] > 20
     for bad, message in [
         (np.full_like(reference, 0.1), "does not compute"),
@@ -81,16 +81,16 @@ def test_garbage_is_not_timed():
         (reference[:, :5], "gives outputs"),
     ]:
         with pytest.raises(UserError, match=message):
-            benchmark.agreement(reference, bad, "INT8")
-    known = benchmark.agreement(reference, reference[::-1], "INT8", -np.inf)
-    assert known["sqnr_db"] < benchmark.GARBAGE_SQNR_DB
+            stats.agreement(reference, bad, "INT8")
+    known = stats.agreement(reference, reference[::-1], "INT8", -np.inf)
+    assert known["sqnr_db"] < stats.GARBAGE_SQNR_DB
 
 
 def test_labels_of_equal_points_are_apart_and_on_the_axes():
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots()
-    report.label_points(axis, [(1, 99), (3, 99), (3, 99), (3, 10), (2, 99), (2, 11)], "abcdef")
+    figures.label_points(axis, [(1, 99), (3, 99), (3, 99), (3, 10), (2, 99), (2, 11)], "abcdef")
     heights = sorted(text.xyann[1] for text in axis.texts)
     pyplot.close(figure)
     assert len(heights) == 6 and heights[0] >= 0 and heights[-1] <= 1
@@ -100,7 +100,7 @@ def test_labels_of_equal_points_are_apart_and_on_the_axes():
 def test_a_baseline_that_is_not_finite_is_not_timed():
     broken = np.full((4, 3), np.nan)
     with pytest.raises(UserError, match="FP32 gives outputs that are not finite"):
-        benchmark.agreement(broken, np.eye(4, 3), "INT8")
+        stats.agreement(broken, np.eye(4, 3), "INT8")
 
 
 def test_timing_meets_both_minimums():
@@ -129,7 +129,7 @@ def test_batches_start_where_tensorflow_takes_them_as_they_are(offset):
 
 def test_a_worker_calls_its_graph_with_aligned_batches(monkeypatch, tmp_path):
     class Graph:
-        device, signature = "CPU", models.Signature("input", "output", (5,), "float32")
+        device, signature = "CPU", graphs.Signature("input", "output", (5,), "float32")
 
         def __call__(self, batch):
             starts.append(batch.ctypes.data % 64)
@@ -169,15 +169,15 @@ def test_result_follows_the_schema(measured):
 
 def test_accuracy_is_the_share_of_right_classes():
     outputs = np.eye(3)[[0, 1, 2, 2]]
-    assert benchmark.accuracy(outputs, np.array([0, 1, 2, 0])) == {"top1": 0.75, "images": 4}
-    assert benchmark.accuracy(outputs, None) is None
+    assert stats.accuracy(outputs, np.array([0, 1, 2, 0])) == {"top1": 0.75, "images": 4}
+    assert stats.accuracy(outputs, None) is None
 
 
-def test_workers_end_with_the_block(graphs, tmp_path):
+def test_workers_end_with_the_block(small, tmp_path):
     with (
         pytest.raises(RuntimeError, match="stop"),
         benchmark.workers_for(
-            benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False), 1, tmp_path
+            benchmark.candidates(small["fp32"], small["int8"], bf16=False), 1, tmp_path
         ) as workers,
     ):
         processes = [one.process for one in workers.values()]
@@ -185,16 +185,16 @@ def test_workers_end_with_the_block(graphs, tmp_path):
     assert all(process.poll() is not None for process in processes)
 
 
-def test_a_worker_that_dies_is_told_with_its_log(graphs, tmp_path):
-    chosen = benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False)
+def test_a_worker_that_dies_is_told_with_its_log(small, tmp_path):
+    chosen = benchmark.candidates(small["fp32"], small["int8"], bf16=False)
     with benchmark.workers_for(chosen, 1, tmp_path) as workers:
         os.kill(workers["INT8"].process.pid, signal.SIGKILL)
         with pytest.raises(UserError, match=r"INT8 process ended .*worker_int8\.log"):
             workers["INT8"].hear()
 
 
-def test_wrong_inputs_are_an_error_of_the_candidate(graphs, tmp_path):
-    chosen = benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False)
+def test_wrong_inputs_are_an_error_of_the_candidate(small, tmp_path):
+    chosen = benchmark.candidates(small["fp32"], small["int8"], bf16=False)
     with pytest.raises(UserError, match="FP32: "):
         benchmark.compare(
             chosen, tmp_path, "small", inputs=np.zeros((4, 5, 5, 3), np.float32), **EFFORT
@@ -202,14 +202,14 @@ def test_wrong_inputs_are_an_error_of_the_candidate(graphs, tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
-def command(graphs, tmp_path, *extra):
-    words = ["--fp32", str(graphs["fp32"]), "--int8", str(graphs["int8"]), "--quick"]
+def command(small, tmp_path, *extra):
+    words = ["--fp32", str(small["fp32"]), "--int8", str(small["int8"]), "--quick"]
     words += ["--rounds", "2", "--seconds", "0.05", "--batch-size", "1", "4"]
     benchmark.main([*words, "--output", str(tmp_path), *extra])
 
 
-def test_command_line_prints_the_rows_of_the_original(graphs, tmp_path, capsys):
-    command(graphs, tmp_path)
+def test_command_line_prints_the_rows_of_the_original(small, tmp_path, capsys):
+    command(small, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     start = lines.index("Compare the Performance of FP32 and INT8 Models")
     rows = [line.split()[0] for line in lines[start + 1 : start + 9]]
@@ -233,17 +233,17 @@ def test_command_line_prints_the_rows_of_the_original(graphs, tmp_path, capsys):
         (["--rounds", "0"], "2"),
     ],
 )
-def test_command_line_says_what_is_wrong(graphs, tmp_path, extra, message):
+def test_command_line_says_what_is_wrong(small, tmp_path, extra, message):
     with pytest.raises(SystemExit, match=message):
-        command(graphs, tmp_path, *extra)
+        command(small, tmp_path, *extra)
     assert not (tmp_path / "result.json").exists()
 
 
-def test_settings_of_notebook_06_are_the_defaults(graphs, tmp_path):
+def test_settings_of_notebook_06_are_the_defaults(small, tmp_path):
     path = tmp_path / "settings.json"
     tuned = {"threads": 1, "batch_sizes": [2, 4], "knobs": {"ITEX_LAYOUT_OPT": "1"}, "notes": {}}
     path.write_text(json.dumps(tuned))
-    words = ["--fp32", str(graphs["fp32"]), "--int8", str(graphs["int8"]), "--bf16"]
+    words = ["--fp32", str(small["fp32"]), "--int8", str(small["int8"]), "--bf16"]
     words += ["--rounds", "2", "--seconds", "0.02", "--settings", str(path)]
     benchmark.main([*words, "--output", str(tmp_path)])
     result = json.loads((tmp_path / "result.json").read_text())
@@ -255,10 +255,10 @@ def test_settings_of_notebook_06_are_the_defaults(graphs, tmp_path):
     ]
 
 
-def test_the_command_line_goes_before_the_settings(graphs, tmp_path):
+def test_the_command_line_goes_before_the_settings(small, tmp_path):
     path = tmp_path / "settings.json"
     path.write_text('{"threads": 7, "batch_sizes": [9]}')
-    command(graphs, tmp_path, "--settings", str(path), "--threads", "1")
+    command(small, tmp_path, "--settings", str(path), "--threads", "1")
     settings = json.loads((tmp_path / "result.json").read_text())["settings"]
     assert settings["threads"] == 1 and settings["batch_sizes"] == [1, 4]
 
@@ -277,11 +277,11 @@ def test_the_command_line_goes_before_the_settings(graphs, tmp_path):
         ('{"knobs": ["KMP_BLOCKTIME"]}', "will not do for 'knobs'"),
     ],
 )
-def test_settings_that_will_not_do(graphs, tmp_path, text, message):
+def test_settings_that_will_not_do(small, tmp_path, text, message):
     path = tmp_path / "settings.json"
     path.write_text(text)
     with pytest.raises(SystemExit, match=message):
-        command(graphs, tmp_path, "--settings", str(path))
+        command(small, tmp_path, "--settings", str(path))
     with pytest.raises(UserError, match="cannot be read"):
         benchmark.read_settings(tmp_path / "absent.json")
 

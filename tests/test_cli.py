@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from helpers import cli
+from helpers.run import cli
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def notebook(checkout, name, *cells):
 
 def run(checkout, *words, **options):
     return subprocess.run(
-        [sys.executable, "-m", "helpers.cli", *words],
+        [sys.executable, "-m", "helpers.run", *words],
         cwd=checkout,
         capture_output=True,
         text=True,
@@ -104,7 +104,7 @@ def test_interrupting_ends_the_kernel(checkout, tmp_path, number):
         f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(100)",
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "helpers.cli", "--output", str(tmp_path / "out")],
+        [sys.executable, "-m", "helpers.run", "--output", str(tmp_path / "out")],
         cwd=checkout,
         stdout=subprocess.PIPE,
         text=True,

@@ -45,10 +45,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(graphs):
+def server(small):
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.daemon_threads = True
-    web.files = {NAMES[kind]: graphs[kind].read_bytes() for kind in NAMES}
+    web.files = {NAMES[kind]: small[kind].read_bytes() for kind in NAMES}
     web.seen, web.cut, web.stall, web.ranges = [], False, 0, True
     web.url = f"http://127.0.0.1:{web.server_port}/models"
     threading.Thread(target=web.serve_forever, daemon=True).start()
@@ -65,16 +65,16 @@ def leftovers(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_download_records_and_reuses(server, graphs, tmp_path):
+def test_download_records_and_reuses(server, small, tmp_path):
     paths = get(server, tmp_path)
-    assert paths["fp32"].read_bytes() == graphs["fp32"].read_bytes()
+    assert paths["fp32"].read_bytes() == small["fp32"].read_bytes()
     assert leftovers(tmp_path) == sorted(["checksums.json", *NAMES.values()])
     asked = len(server.seen)
     assert get(server, tmp_path) == paths
     assert len(server.seen) == asked, "a cached file should not be asked for"
 
 
-def test_cut_transfer_is_resumed(server, graphs, tmp_path, monkeypatch):
+def test_cut_transfer_is_resumed(server, small, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CHUNK", 1024)
     server.cut = True
     with pytest.raises(UserError, match="goes on from there"):
@@ -83,20 +83,20 @@ def test_cut_transfer_is_resumed(server, graphs, tmp_path, monkeypatch):
     server.cut = False
     paths = get(server, tmp_path)
     ranges = [asked for path, asked in server.seen if path.endswith(NAMES["fp32"])]
-    half = len(graphs["fp32"].read_bytes()) // 2
+    half = len(small["fp32"].read_bytes()) // 2
     assert half - 1024 <= int(ranges[-1].strip("bytes=-")) <= half
-    assert paths["fp32"].read_bytes() == graphs["fp32"].read_bytes()
+    assert paths["fp32"].read_bytes() == small["fp32"].read_bytes()
 
 
-def test_a_server_without_ranges_starts_over(server, graphs, tmp_path):
+def test_a_server_without_ranges_starts_over(server, small, tmp_path):
     server.ranges = False
     (tmp_path / (NAMES["fp32"] + ".part")).write_bytes(b"old start")
-    assert get(server, tmp_path)["fp32"].read_bytes() == graphs["fp32"].read_bytes()
+    assert get(server, tmp_path)["fp32"].read_bytes() == small["fp32"].read_bytes()
 
 
-def test_a_part_that_is_whole_already_starts_over(server, graphs, tmp_path):
-    (tmp_path / (NAMES["fp32"] + ".part")).write_bytes(graphs["fp32"].read_bytes() + b"more")
-    assert get(server, tmp_path)["fp32"].read_bytes() == graphs["fp32"].read_bytes()
+def test_a_part_that_is_whole_already_starts_over(server, small, tmp_path):
+    (tmp_path / (NAMES["fp32"] + ".part")).write_bytes(small["fp32"].read_bytes() + b"more")
+    assert get(server, tmp_path)["fp32"].read_bytes() == small["fp32"].read_bytes()
 
 
 @pytest.mark.parametrize("content", [b"<html>log in first</html>", b""])
@@ -114,9 +114,9 @@ def test_tampering_after_the_download_is_noticed(server, tmp_path):
         get(server, tmp_path)
 
 
-def test_a_changed_file_on_the_server_is_noticed(server, graphs, tmp_path):
+def test_a_changed_file_on_the_server_is_noticed(server, small, tmp_path):
     get(server, tmp_path)["int8"].unlink()
-    server.files[NAMES["int8"]] = graphs["fp32"].read_bytes()
+    server.files[NAMES["int8"]] = small["fp32"].read_bytes()
     with pytest.raises(UserError, match="has changed since"):
         get(server, tmp_path)
     assert NAMES["int8"] not in leftovers(tmp_path)
@@ -167,32 +167,32 @@ def test_full_disk(server, tmp_path):
 def test_auto_uses_the_published_pair_where_it_is_reachable(server, tmp_path, monkeypatch):
     monkeypatch.setenv("RESNET50_URL", server.url)
     monkeypatch.setattr(download, "_if_it_runs", lambda path: path)  # these take other images
-    model = download.resnet50("auto", tmp_path)
+    model = zoo.resnet50("auto", tmp_path)
     assert model.weights == "published" and model.int8.name == NAMES["int8"]
 
 
 def test_an_int8_graph_that_does_not_run_is_made_anew(server, tmp_path, capsys):
     path = get(server, tmp_path)["int8"]
-    assert download._if_it_runs(path) is None  # it wants 32×32 images and gets 224×224
+    assert zoo._if_it_runs(path) is None  # it wants 32×32 images and gets 224×224
     assert "made anew" in capsys.readouterr().out
 
 
 def test_auto_without_network_makes_the_model_here(tmp_path, monkeypatch, capsys, keras_model):
     monkeypatch.setenv("RESNET50_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(download.models, "resnet50", lambda weights: keras_model)
-    model = download.resnet50("auto", tmp_path)
+    model = zoo.resnet50("auto", tmp_path)
     assert model.weights == "random, seed 0" and model.int8 is None and model.fp32.exists()
     assert "seeded random weights" in capsys.readouterr().out
     with pytest.raises(UserError, match="no connection"):
-        download.resnet50("published", tmp_path)
+        zoo.resnet50("published", tmp_path)
 
 
-def test_a_folder_with_the_two_files(graphs, tmp_path):
-    shutil.copy(graphs["fp32"], tmp_path / "fp32.pb")
+def test_a_folder_with_the_two_files(small, tmp_path):
+    shutil.copy(small["fp32"], tmp_path / "fp32.pb")
     with pytest.raises(UserError, match=r"int8\.pb"):
-        download.resnet50(str(tmp_path), tmp_path / "unused")
-    shutil.copy(graphs["int8"], tmp_path / NAMES["int8"])
-    model = download.resnet50(str(tmp_path), tmp_path / "unused")
+        zoo.resnet50(str(tmp_path), tmp_path / "unused")
+    shutil.copy(small["int8"], tmp_path / NAMES["int8"])
+    model = zoo.resnet50(str(tmp_path), tmp_path / "unused")
     assert model.fp32.name == "fp32.pb" and model.int8.name == NAMES["int8"]
 
 

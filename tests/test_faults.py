@@ -87,7 +87,7 @@ FAULTS = [
         "def layers(graph_def):",
         "def quantized_layers(graph_def):",
         "03_quantize_alexnet",
-        "quantization.layers(",
+        "graphs.layers(",
     ),
     Fault(
         "a cell that raises",

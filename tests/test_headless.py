@@ -16,7 +16,7 @@ import psutil
 import pytest
 from conftest import LONG, ROOT, needs, replayed
 
-from helpers import cli
+from helpers.run import cli
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     before = {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
     models = output / "alexnet" / "models"
     process = subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.DEVNULL)
-    wait_for(lambda: list(models.glob("**/checkpoint")), process)
+    wait_for(lambda: list(graphs.glob("**/checkpoint")), process)
     status, seconds = interrupt(process)
     assert status == 130 and seconds < 25
     assert not (models / "alexnet_fp32.pb").exists() and not half_written(output)
@@ -123,7 +123,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     training = output / "notebooks" / "02_train_alexnet.ipynb"
     assert "Going on after an interruption" in training.read_text()
-    assert not list(models.glob("backup*")) and not half_written(output)
+    assert not list(graphs.glob("backup*")) and not half_written(output)
     assert not list(elsewhere.iterdir())
     assert before == {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
     for path in cli.notebooks():
@@ -157,7 +157,7 @@ def test_the_outputs_of_the_whole_run_are_those_stored(name, whole, tmp_path):
     ("name", "old", "new", "caught"),
     [
         ("05_benchmark_resnet50", "INT8: 54 of 54", "INT8: 53 of 54", "layers in INT8"),
-        ("06_tune_inference", "needs 7.7 billion", "needs 8.7 billion", "tuning.operations("),
+        ("06_tune_inference", "needs 7.7 billion", "needs 8.7 billion", "graphs.operations("),
         ("07_inside_int8", "channel     mended        broken", "channel     mended", "words ="),
         ("07_inside_int8", "lost > 10", "lost > 1", "lost > 10"),  # another cell was executed
     ],
@@ -183,7 +183,7 @@ def test_interrupted_while_measuring(number, checkout, resnet50):
     )
 
     def measuring():
-        workers = [one for one in children(process.pid) if "helpers.worker" in one.cmdline()]
+        workers = [one for one in children(process.pid) if "helpers.benchmark.worker" in one.cmdline()]
         return len(workers) >= 2
 
     wait_for(measuring, process)

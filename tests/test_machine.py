@@ -94,7 +94,7 @@ def test_description_is_complete():
 
 def test_importing_helpers_does_not_import_tensorflow():
     code = (
-        "import sys; from helpers import benchmark, download, models, quantization, report; "
+        "import sys; from helpers import benchmark, download, graphs, quantization, report; "
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=".").returncode == 0

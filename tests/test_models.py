@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import images
 
-from helpers import UserError, datasets, files, models
+from helpers import UserError, datasets, files, graphs
 
 
 def test_dummy_images_are_seeded_and_in_range():
@@ -18,15 +18,15 @@ def test_dummy_images_are_seeded_and_in_range():
     assert first.std(axis=(1, 2, 3)).std() > 1, "images should differ in contrast"
 
 
-def test_frozen_graph_computes_what_keras_computes(keras_model, graphs):
-    graph = models.FrozenGraph(graphs["fp32"])
+def test_frozen_graph_computes_what_keras_computes(keras_model, small):
+    graph = graphs.FrozenGraph(small["fp32"])
     x = images(20, seed=3)
     assert np.allclose(graph.predict(x, 8), keras_model(x).numpy(), atol=1e-5)
-    assert graph.signature == models.Signature("input", "predict", (32, 32, 3), "float32")
+    assert graph.signature == graphs.Signature("input", "predict", (32, 32, 3), "float32")
 
 
-def test_batch_norms_are_folded(graphs):
-    ops = {node.op for node in models.read_graph(graphs["fp32"]).node}
+def test_batch_norms_are_folded(small):
+    ops = {node.op for node in graphs.read_graph(small["fp32"]).node}
     assert "Conv2D" in ops and not any("BatchNorm" in op for op in ops)
 
 
@@ -67,15 +67,15 @@ def max_pool(size=3):
 def test_paddings_fold_only_where_no_output_changes(folds, layer, paddings, before):
     graph_def = padded(layer, paddings, before)
     x = np.random.default_rng(0).standard_normal((3, 9, 9, 4), np.float32) - 0.5
-    expected = models.FrozenGraph(graph_def, "input", "predict")(x)
-    models.fold_paddings(graph_def)
-    plain = models.extract(graph_def, ["predict"])
+    expected = graphs.FrozenGraph(graph_def, "input", "predict")(x)
+    freezing.fold_paddings(graph_def)
+    plain = graphs.extract(graph_def, ["predict"])
     assert any(node.op == "Pad" for node in plain.node) != folds
-    found = models.FrozenGraph(plain, "input", "predict")(x)
+    found = graphs.FrozenGraph(plain, "input", "predict")(x)
     assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
-    models.unfold_paddings(plain)
+    freezing.unfold_paddings(plain)
     assert "EXPLICIT" not in str(plain)  # to ask for node.attr["padding"] would give all nodes one
-    again = models.FrozenGraph(plain, "input", "predict")(x)
+    again = graphs.FrozenGraph(plain, "input", "predict")(x)
     assert again.shape == expected.shape and np.allclose(again, expected, atol=1e-5)
 
 
@@ -85,9 +85,9 @@ def test_a_padding_that_something_else_reads_stays_for_it():
         [(0, 0), (1, 1), (1, 1), (0, 0)],
     )
     x = np.ones((2, 9, 9, 4), np.float32)
-    expected = models.FrozenGraph(both, "input", "predict")(x)
-    models.fold_paddings(both)
-    assert np.allclose(models.FrozenGraph(both, "input", "predict")(x), expected, rtol=1e-5)
+    expected = graphs.FrozenGraph(both, "input", "predict")(x)
+    freezing.fold_paddings(both)
+    assert np.allclose(graphs.FrozenGraph(both, "input", "predict")(x), expected, rtol=1e-5)
 
 
 def means(axes, keep, before=tf.identity):
@@ -112,17 +112,17 @@ def means(axes, keep, before=tf.identity):
 def test_means_of_whole_images_become_average_pools(pools, axes, keep):
     graph_def = means(axes, keep)
     x = np.random.default_rng(0).standard_normal((3, 9, 7, 4), np.float32)
-    models.pool_means(graph_def)
+    freezing.pool_means(graph_def)
     assert any(node.op == "AvgPool" for node in graph_def.node) == pools
     assert any(node.op == "Mean" for node in graph_def.node) != pools
-    found = models.FrozenGraph(models.extract(graph_def, ["predict"]), "input", "predict")(x)
+    found = graphs.FrozenGraph(graphs.extract(graph_def, ["predict"]), "input", "predict")(x)
     expected = x.mean(tuple(axes), keepdims=keep)
     assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-6)
 
 
 def test_a_mean_over_images_of_any_size_stays():
     graph_def = means([1, 2], False, lambda x: tf.compat.v1.placeholder_with_default(x, [None] * 4))
-    models.pool_means(graph_def)
+    freezing.pool_means(graph_def)
     assert not any(node.op == "AvgPool" for node in graph_def.node)
 
 
@@ -139,14 +139,14 @@ def test_freezing_folds_the_paddings_of_keras(tmp_path):
             layers.MaxPooling2D(3, strides=2),
         ]
     )
-    path = models.freeze(model, tmp_path / "padded.pb")
-    assert not any(node.op == "Pad" for node in models.read_graph(path).node)
+    path = freezing.freeze(model, tmp_path / "padded.pb")
+    assert not any(node.op == "Pad" for node in graphs.read_graph(path).node)
     x = np.random.default_rng(0).standard_normal((3, 9, 9, 4), np.float32)
-    assert np.allclose(models.FrozenGraph(path)(x), model(x).numpy(), atol=1e-5)
+    assert np.allclose(graphs.FrozenGraph(path)(x), model(x).numpy(), atol=1e-5)
 
 
 def test_resnet50_with_random_weights_tells_images_apart():
-    model = models.resnet50("random")
+    model = zoo.keras_resnet50("random")
     probabilities = model(datasets.dummy_images(16, seed=5)).numpy()
     assert np.isfinite(probabilities).all()
     assert len(set(probabilities.argmax(axis=1))) > 8
@@ -157,16 +157,16 @@ def test_wrong_files_are_refused(tmp_path, content):
     path = tmp_path / "wrong.pb"
     path.write_bytes(content)
     with pytest.raises(UserError, match="Delete it"):
-        models.read_graph(path)
+        graphs.read_graph(path)
 
 
-def test_truncated_and_missing_graphs_are_refused(tmp_path, graphs):
+def test_truncated_and_missing_graphs_are_refused(tmp_path, small):
     path = tmp_path / "cut.pb"
-    path.write_bytes(graphs["fp32"].read_bytes()[:-1000])
+    path.write_bytes(small["fp32"].read_bytes()[:-1000])
     with pytest.raises(UserError, match="not a whole frozen"):
-        models.read_graph(path)
+        graphs.read_graph(path)
     with pytest.raises(UserError, match="no model at"):
-        models.read_graph(tmp_path / "absent.pb")
+        graphs.read_graph(tmp_path / "absent.pb")
 
 
 def test_unclear_signatures_are_asked_for(tmp_path):
@@ -177,13 +177,13 @@ def test_unclear_signatures_are_asked_for(tmp_path):
         tf.add(b, 1.0, "other")
     graph_def = graph.as_graph_def()
     with pytest.raises(UserError, match="--input-name"):
-        models.find_signature(graph_def)
+        graphs.find_signature(graph_def)
     with pytest.raises(UserError, match="--output-name"):
-        models.find_signature(graph_def, "a")
+        graphs.find_signature(graph_def, "a")
     with pytest.raises(UserError, match="no node 'c'"):
-        models.find_signature(graph_def, "c", "sum")
-    assert models.find_signature(graph_def, "a", "sum").shape == (4,)
-    assert models.find_signature(graph_def, "b", "other").shape is None
+        graphs.find_signature(graph_def, "c", "sum")
+    assert graphs.find_signature(graph_def, "a", "sum").shape == (4,)
+    assert graphs.find_signature(graph_def, "b", "other").shape is None
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -203,41 +203,41 @@ def test_a_full_disk_is_said_in_a_sentence(tmp_path):
 
 def test_a_missing_alexnet_names_the_notebook(tmp_path):
     with pytest.raises(UserError, match="Run notebook 02_train_alexnet first"):
-        models.alexnet(tmp_path)
+        zoo.alexnet(tmp_path)
     with pytest.raises(UserError, match="Run notebook 03_quantize_alexnet first"):
-        models.alexnet(tmp_path, "int8")
+        zoo.alexnet(tmp_path, "int8")
 
 
-def test_several_tensors_at_once(graphs):
-    graph_def, x = models.read_graph(graphs["fp32"]), images(10, seed=8)
+def test_several_tensors_at_once(small):
+    graph_def, x = graphs.read_graph(small["fp32"]), images(10, seed=8)
     relus = [node.name for node in graph_def.node if node.op == "Relu"]
-    found = models.Tensors(graph_def, ["input", *relus])(x, batch_size=4)
+    found = graphs.Tensors(graph_def, ["input", *relus])(x, batch_size=4)
     assert list(found) == ["input", *relus] and np.array_equal(found["input"], x)
     for name in relus:
-        alone = models.FrozenGraph(models.extract(graph_def, [name])).predict(x)
+        alone = graphs.FrozenGraph(graphs.extract(graph_def, [name])).predict(x)
         assert np.allclose(found[name], alone, atol=1e-5) and found[name].min() == 0
 
 
-def test_a_piece_starts_at_the_node_named(graphs):
-    graph_def, x = models.read_graph(graphs["fp32"]), images(6, seed=8)
+def test_a_piece_starts_at_the_node_named(small):
+    graph_def, x = graphs.read_graph(small["fp32"]), images(6, seed=8)
     first, second = [node.name for node in graph_def.node if node.op == "Relu"]
-    whole = models.Tensors(graph_def, [first, second])(x)
-    piece = models.piece(graph_def, first, second)
+    whole = graphs.Tensors(graph_def, [first, second])(x)
+    piece = graphs.piece(graph_def, first, second)
     assert "input" not in {node.name for node in piece.node}
-    assert np.allclose(models.FrozenGraph(piece)(whole[first]), whole[second], atol=1e-5)
+    assert np.allclose(graphs.FrozenGraph(piece)(whole[first]), whole[second], atol=1e-5)
 
 
-def test_graphs_side_by_side(graphs):
-    fp32, x = models.read_graph(graphs["fp32"]), images(6, seed=8)
-    weights = models.weights(fp32)
+def test_graphs_side_by_side(small):
+    fp32, x = graphs.read_graph(small["fp32"]), images(6, seed=8)
+    weights = graphs.weights(fp32)
     first = next(iter(weights))
     weights[first][0] *= 0.5
-    three = [fp32, models.with_weights(fp32, weights), models.read_graph(graphs["int8"])]
-    together, outputs = models.side_by_side(three)
+    three = [fp32, graphs.with_weights(fp32, weights), graphs.read_graph(small["int8"])]
+    together, outputs = graphs.side_by_side(three)
     assert together.ByteSize() < 1.2 * fp32.ByteSize(), "equal constants are there twice"
-    found = models.Tensors(together, outputs)(x)
+    found = graphs.Tensors(together, outputs)(x)
     for graph_def, output in zip(three, outputs):
-        assert np.allclose(found[output], models.FrozenGraph(graph_def)(x), atol=1e-5)
+        assert np.allclose(found[output], graphs.FrozenGraph(graph_def)(x), atol=1e-5)
     assert not np.allclose(found[outputs[0]], found[outputs[1]], atol=1e-2)
 
 
@@ -262,7 +262,7 @@ def largest_error_of_many_graphs():
                 weights = as_bytes(tf.constant(kernel), -1.0, 1.0, tf.qint8)
                 layers.append(tf.nn.relu(tf.nn.conv2d(inputs, weights, 1, "SAME")))
             tf.stack(layers, name="predict")
-        found = models.FrozenGraph(graph.as_graph_def())(x)
+        found = graphs.FrozenGraph(graph.as_graph_def())(x)
         right = np.maximum(np.einsum("bhwi,nio->nbhwo", x, kernels[start : start + 60, 0, 0]), 0)
         largest = max(largest, np.abs(found - right).max())
     return largest
@@ -275,14 +275,14 @@ def test_weights_of_one_graph_are_not_taken_for_those_of_another():
     assert error < 3  # without VNNI pairs of products saturate; mixed up, it was 50,000 and more
 
 
-def test_weights_are_read_and_written_back(graphs):
-    graph_def, x = models.read_graph(graphs["fp32"]), images(6, seed=8)
-    weights = models.weights(graph_def)
+def test_weights_are_read_and_written_back(small):
+    graph_def, x = graphs.read_graph(small["fp32"]), images(6, seed=8)
+    weights = graphs.weights(graph_def)
     shapes = [kernel.shape for kernel, _ in weights.values()]
     assert shapes == [(3, 3, 3, 16), (3, 3, 16, 16), (3600, 10)]
-    assert models.with_weights(graph_def, weights) == graph_def
+    assert graphs.with_weights(graph_def, weights) == graph_def
     last = list(weights)[-1]
     weights[last][1] = weights[last][1] + np.eye(10)[3] * 50
-    changed = models.FrozenGraph(models.with_weights(graph_def, weights))(x)
+    changed = graphs.FrozenGraph(graphs.with_weights(graph_def, weights))(x)
     assert set(changed.argmax(1)) == {3}
-    assert set(models.FrozenGraph(graph_def)(x).argmax(1)) != {3}, "the original changed"
+    assert set(graphs.FrozenGraph(graph_def)(x).argmax(1)) != {3}, "the original changed"

@@ -16,16 +16,16 @@ needs_peers = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def made(graphs, tmp_path_factory):
+def made(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("peers")
-    return peers.candidates(graphs["fp32"], images(16, seed=1), folder), folder
+    return peers.candidates(small["fp32"], images(16, seed=1), folder), folder
 
 
 @pytest.fixture(scope="module")
-def measured(graphs, made, tmp_path_factory):
+def measured(small, made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("result")
     effort = {"rounds": 2, "seconds": 0.05, "min_calls": 3}
-    chosen = benchmark.candidates(graphs["fp32"], graphs["int8"], bf16=False) + made[0]
+    chosen = benchmark.candidates(small["fp32"], small["int8"], bf16=False) + made[0]
     result = benchmark.compare(
         chosen, folder, "small", images(16), batch_sizes=(1, 4), progress=False, **effort
     )
@@ -61,7 +61,7 @@ def test_ours_is_compared_with_each_peer(measured, capsys):
 
 
 @needs_peers
-def test_models_are_made_once_and_again_for_other_images(graphs, made, monkeypatch):
+def test_models_are_made_once_and_again_for_other_images(small, made, monkeypatch):
     first, folder = made
     assert len(list(folder.glob("*.xml"))) == 1 and not list(folder.glob(".*"))
 
@@ -69,24 +69,24 @@ def test_models_are_made_once_and_again_for_other_images(graphs, made, monkeypat
         raise UserError(f"made {runtime}")
 
     monkeypatch.setattr(peers, "_make", refuse)
-    assert peers.candidates(graphs["fp32"], images(16, seed=1), folder) == first
+    assert peers.candidates(small["fp32"], images(16, seed=1), folder) == first
     with pytest.raises(UserError, match="made openvino"):
-        peers.candidates(graphs["fp32"], images(16, seed=2), folder)
+        peers.candidates(small["fp32"], images(16, seed=2), folder)
 
 
 @needs_peers
-def test_a_model_that_cannot_be_made_is_told_with_its_log(graphs, tmp_path):
+def test_a_model_that_cannot_be_made_is_told_with_its_log(small, tmp_path):
     with pytest.raises(UserError, match=r"OpenVINO INT8 was not made .*openvino\.log"):
-        peers.candidates(graphs["fp32"], np.zeros((4, 5, 5, 3), np.float32), tmp_path)
+        peers.candidates(small["fp32"], np.zeros((4, 5, 5, 3), np.float32), tmp_path)
     assert not list(tmp_path.glob("*.xml")) and not list(tmp_path.glob(".*"))
 
 
-def test_a_missing_environment_is_told(graphs, tmp_path, monkeypatch):
+def test_a_missing_environment_is_told(small, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "ENVIRONMENT", tmp_path / "env_peers")
     assert "run ./set_env.sh --peers" in peers.absent()
     with pytest.raises(UserError, match=r"run \./set_env\.sh --peers"):
-        peers.candidates(graphs["fp32"], images(16), tmp_path)
-    words = ["--fp32", str(graphs["fp32"]), "--int8", str(graphs["int8"]), "--peers"]
+        peers.candidates(small["fp32"], images(16), tmp_path)
+    words = ["--fp32", str(small["fp32"]), "--int8", str(small["int8"]), "--peers"]
     with pytest.raises(SystemExit, match=r"error: .*run \./set_env\.sh --peers"):
         benchmark.main([*words, "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from helpers import cli
+from helpers.run import cli
 
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)

@@ -3,7 +3,7 @@ import os
 import pytest
 from conftest import SHAPE, images
 
-from helpers import UserError, benchmark, models, tuning
+from helpers import UserError, benchmark, graphs, tuning
 
 EFFORT = {"rounds": 2, "seconds": 0.02, "min_calls": 2, "progress": False}
 
@@ -13,14 +13,14 @@ def ratios(median, low, high):
 
 
 def test_cores_are_shared_evenly():
-    assert tuning.splits([0, 1, 2, 3]) == {
+    assert machine.splits([0, 1, 2, 3]) == {
         1: [(0, 1, 2, 3)],
         2: [(0, 2), (1, 3)],
         4: [(0,), (1,), (2,), (3,)],
     }
-    assert list(tuning.splits(range(12), most=4)) == [1, 2, 3, 4]
-    assert tuning.splits([5]) == {1: [(5,)]}
-    assert set(tuning.cores()) <= os.sched_getaffinity(0)
+    assert list(machine.splits(range(12), most=4)) == [1, 2, 3, 4]
+    assert machine.splits([5]) == {1: [(5,)]}
+    assert set(machine.cores()) <= os.sched_getaffinity(0)
 
 
 class Fake:
@@ -46,9 +46,9 @@ def test_a_window_counts_what_lies_within_it():
     assert len(durations) == 7 + 2  # that many touch it
 
 
-def test_instances_run_at_the_same_time_on_their_own_cores(graphs, tmp_path):
+def test_instances_run_at_the_same_time_on_their_own_cores(small, tmp_path):
     cpu = min(os.sched_getaffinity(0))
-    chosen = [benchmark.Candidate(name, graphs["int8"], cpus=(cpu,)) for name in "ab"]
+    chosen = [benchmark.Candidate(name, small["int8"], cpus=(cpu,)) for name in "ab"]
     with benchmark.workers_for(chosen, 1, tmp_path) as workers:
         tuning.get_ready(workers, images(8), [4], tmp_path)
         for one in workers.values():
@@ -69,26 +69,26 @@ def executed(graph):
     return {node.op for part in metadata.partition_graphs for node in part.node}
 
 
-def test_stock_leaves_itex_out(graphs):
+def test_stock_leaves_itex_out(small):
     def of_itex(stock):
-        ops = executed(models.FrozenGraph(graphs["fp32"], stock=stock))
+        ops = executed(graphs.FrozenGraph(small["fp32"], stock=stock))
         return {op for op in ops if "ITEX" in op or op.startswith("OneDnn")}
 
     assert of_itex(stock=False) and not of_itex(stock=True)
 
 
-def test_stock_bf16_is_not_fp32(graphs, monkeypatch):
+def test_stock_bf16_is_not_fp32(small, monkeypatch):
     x = images(4)
-    plain = models.FrozenGraph(graphs["fp32"], stock=True)(x)
+    plain = graphs.FrozenGraph(small["fp32"], stock=True)(x)
     for name, value in benchmark.BF16_KNOBS.items():
         monkeypatch.setenv(name, value)
-    mixed = models.FrozenGraph(graphs["fp32"], stock=True)(x)
+    mixed = graphs.FrozenGraph(small["fp32"], stock=True)(x)
     assert (mixed != plain).any()
-    assert 20 < benchmark.sqnr_db(plain, mixed) < 80
+    assert 20 < stats.sqnr_db(plain, mixed) < 80
 
 
-def test_measure_compares_each_with_the_first_in_groups(graphs, tmp_path, monkeypatch):
-    chosen = [benchmark.Candidate(name, graphs["fp32"]) for name in ("one", "two", "three")]
+def test_measure_compares_each_with_the_first_in_groups(small, tmp_path, monkeypatch):
+    chosen = [benchmark.Candidate(name, small["fp32"]) for name in ("one", "two", "three")]
     monkeypatch.setattr(tuning, "WORKER_GIB", 1e6)
     assert [[one.name for one in group] for group in tuning.groups(chosen)] == [
         ["one", "two"],
@@ -104,28 +104,28 @@ def test_measure_compares_each_with_the_first_in_groups(graphs, tmp_path, monkey
     assert tuning.groups(chosen) == [chosen] and tuning.groups(chosen[:1]) == [chosen[:1]]
 
 
-def test_garbage_is_not_tuned(graphs, tmp_path):
-    other = models.read_graph(graphs["fp32"])
+def test_garbage_is_not_tuned(small, tmp_path):
+    other = graphs.read_graph(small["fp32"])
     for node in other.node:
         if node.op == "Softmax":
             node.op = "Relu"
-    wrong = models.write_graph(other, tmp_path / "wrong.pb")
-    chosen = [benchmark.Candidate("right", graphs["fp32"]), benchmark.Candidate("wrong", wrong)]
+    wrong = graphs.write_graph(other, tmp_path / "wrong.pb")
+    chosen = [benchmark.Candidate("right", small["fp32"]), benchmark.Candidate("wrong", wrong)]
     with pytest.raises(UserError, match="wrong does not compute"):
         tuning.measure(chosen, images(8), [1], tmp_path, threads=1, **EFFORT)
 
 
 def test_an_effect_is_one_only_beyond_chance():
-    assert tuning.verdict(ratios(1.2, 1.1, 1.3)) == "faster"
-    assert tuning.verdict(ratios(1.2, 1.1, 1.3), ratios(1.0, 0.9, 1.15)) == "no effect"
-    assert tuning.verdict(ratios(1.2, 0.99, 1.3)) == "no effect"
-    assert tuning.verdict(ratios(0.8, 0.7, 0.85), ratios(1.0, 0.9, 1.1)) == "slower"
-    assert tuning.verdict((0.8, 0.7, 0.95), ratios(1.1, 1.05, 1.2)) == "slower"
-    assert tuning.times((2.0, 1.5, 2.5)) == tuning.times(ratios(2.0, 1.5, 2.5))
+    assert stats.verdict(ratios(1.2, 1.1, 1.3)) == "faster"
+    assert stats.verdict(ratios(1.2, 1.1, 1.3), ratios(1.0, 0.9, 1.15)) == "no effect"
+    assert stats.verdict(ratios(1.2, 0.99, 1.3)) == "no effect"
+    assert stats.verdict(ratios(0.8, 0.7, 0.85), ratios(1.0, 0.9, 1.1)) == "slower"
+    assert stats.verdict((0.8, 0.7, 0.95), ratios(1.1, 1.05, 1.2)) == "slower"
+    assert stats.times((2.0, 1.5, 2.5)) == stats.times(ratios(2.0, 1.5, 2.5))
 
 
-def test_operations_by_hand(graphs):
-    count = tuning.operations(models.read_graph(graphs["fp32"]), SHAPE)
+def test_operations_by_hand(small):
+    count = graphs.operations(graphs.read_graph(small["fp32"]), SHAPE)
     first, second, dense = count.values()
     assert first == 2 * (32 * 32 * 16) * (3 * 3 * 3)
     assert second == 2 * (15 * 15 * 16) * (3 * 3 * 16)
@@ -143,7 +143,7 @@ def test_the_clock_does_not_depend_on_the_length_of_the_chain():
     assert 0.5 < short < 7 and short == pytest.approx(long, rel=0.2)
 
 
-def test_profile_accounts_for_the_call(graphs):
-    ms, found = tuning.profile(graphs["int8"], images(4), [4], calls=3)[4]
+def test_profile_accounts_for_the_call(small):
+    ms, found = tuning.profile(small["int8"], images(4), [4], calls=3)[4]
     assert {("convolution", "3×3"), ("matmul", "")} <= set(found)
     assert 0 < sum(found.values()) < ms

@@ -138,7 +138,3 @@ def main():
     except Exception as error:  # told to the reader by the parent; the whole of it is in the log
         answer({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"})
         raise
-
-
-if __name__ == "__main__":
-    main()

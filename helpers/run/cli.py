@@ -15,7 +15,7 @@ from pathlib import Path
 
 from helpers import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 
 
@@ -106,7 +106,7 @@ def lock(output):
 
 def summary(output, since):
     """Table and conclusion of every result.json that this run has written."""
-    from helpers import report
+    from helpers.benchmark import report
 
     parts = []
     for path in sorted(output.glob("*/result.json")):
@@ -173,7 +173,7 @@ def main(arguments=None):
     # both take the way out of Ctrl-C, so that children end, too
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    from helpers import site  # not at the top: see above
+    from helpers.run import site  # not at the top: see above
 
     since = time.time()
     parameters = {"profile": "quick" if options.quick else "full", "output": str(output)}
@@ -193,7 +193,3 @@ def main(arguments=None):
     if failed:
         print(f"\nFailed: {failed}")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,9 +5,10 @@ import json
 import re
 from pathlib import Path
 
-from helpers import files, machine, report
+from helpers import figures, files, machine
+from helpers.benchmark import report
 
-TEMPLATE = Path(__file__).parent / "assets" / "index.html.jinja"
+TEMPLATE = Path(__file__).parent / "index.html.jinja"
 
 # nbconvert's page as it is, but with the alt text of figures, and without scripts that it would
 # load from the network and that these notebooks do not use

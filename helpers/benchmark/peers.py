@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,9 +17,17 @@ import numpy as np
 from helpers import UserError, machine, models
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
 ENVIRONMENT = ROOT / "env_peers"
+
+
 NAMES = {"openvino": "OpenVINO INT8", "onnxruntime": "ONNX Runtime INT8"}
+
+
 SUFFIXES = {"openvino": ".xml", "onnxruntime": ".onnx"}
+
+
 OPSET = 18  # the last that tf2onnx knows; a scale per channel needs at least 13
 
 
@@ -219,6 +226,8 @@ class OnnxRuntime:
 
 
 MAKERS = {"openvino": make_openvino, "onnxruntime": make_onnxruntime}
+
+
 RUNTIMES = {"openvino": OpenVINO, "onnxruntime": OnnxRuntime}
 
 
@@ -229,7 +238,3 @@ def main(runtime, fp32, images, path, input_name, output_name):
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as scratch:
         for file in MAKERS[runtime](fp32, np.load(images), signature, Path(scratch)):
             os.replace(file, path.with_suffix(file.suffix))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,0 +1,5 @@
+import sys
+
+from helpers.run.cli import main
+
+sys.exit(main())
