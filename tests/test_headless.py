@@ -183,7 +183,9 @@ def test_interrupted_while_measuring(number, checkout, resnet50):
     )
 
     def measuring():
-        workers = [one for one in children(process.pid) if "helpers.benchmark.worker" in one.cmdline()]
+        workers = [
+            one for one in children(process.pid) if "helpers.benchmark.worker" in one.cmdline()
+        ]
         return len(workers) >= 2
 
     wait_for(measuring, process)
