@@ -18,11 +18,14 @@ usage: ./set_env.sh [--device cpu|gpu]
 Makes the Python 3.11 environment env_intel_tf/ (about 2.4 GB, a few minutes) with the package
 versions of requirements.txt, or finds it finished. Then:
     source env_intel_tf/bin/activate && jupyter lab
---device gpu installs the build for Intel GPUs (requirements-gpu.txt) where there is one; without
+--device gpu installs the build for Intel GPUs (environments/gpu.txt) where there is one; without
 the option an existing environment keeps its device. To make it again from nothing, delete
 env_intel_tf/ first.
---peers makes env_peers/ (about 1.9 GB) from requirements-peers.txt instead: OpenVINO and ONNX
+--peers makes env_peers/ (about 1.9 GB) from environments/peers.txt instead: OpenVINO and ONNX
 Runtime, which `python -m helpers.benchmark --peers` compares with. Nothing else needs it.
+
+The Python 3.11 is the one on the path; or uv, mamba or conda provide one. Where there is none of
+them, any Python 3 with pip or venv installs uv into .uv/ here, and uv fetches Python 3.11 there.
 TEXT
 }
 
@@ -51,11 +54,11 @@ intel_gpu() {
 
 size="2.4 GB"
 case $name:$device in
-  env_peers:cpu) lock_file=requirements-peers.txt size="1.9 GB" ;;
+  env_peers:cpu) lock_file=environments/peers.txt size="1.9 GB" ;;
   env_peers:*) die "the peers run on the CPU: leave --device out." ;;
   *:cpu) lock_file=requirements.txt ;;
   *:gpu)
-    lock_file=requirements-gpu.txt
+    lock_file=environments/gpu.txt
     # Without these two even `import tensorflow` fails in the GPU build.
     intel_gpu || die "no Intel GPU here (no render node /dev/dri/renderD* of vendor 0x8086): use --device cpu."
     [ -e "${DEVICE_ROOT:-}"/usr/lib/x86_64-linux-gnu/libze_loader.so.1 ] || ldconfig -p | grep -q 'libze_loader\.so\.1' ||
@@ -87,7 +90,7 @@ finished && exit 0
 
 is_311() { "$@" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 
-make_venv() {
+from_python311() {
   local python
   for python in python3.11 python3 python; do
     if is_311 "$python"; then
@@ -96,19 +99,61 @@ make_venv() {
       rm -rf "$env_dir"
     fi
   done
-  if command -v uv >/dev/null; then
-    say "No Python 3.11 on the path; uv provides one."
-    uv venv --quiet --seed --python 3.11 "$env_dir" >&2 && return
-  fi
+  return 1
+}
+
+from_uv() { # the command uv
+  command -v "$1" >/dev/null || return
+  say "No Python 3.11 on the path; uv provides one."
+  "$1" venv --quiet --seed --python 3.11 "$env_dir" >&2 && return
+  rm -rf "$env_dir"
+  return 1
+}
+
+from_conda() {
   local conda
   for conda in mamba conda; do
     if command -v "$conda" >/dev/null; then
       say "No Python 3.11 on the path; $conda provides one."
       "$conda" create --quiet --yes --prefix "$env_dir/python311" python=3.11 >&2 &&
         "$env_dir/python311/bin/python" -m venv "$env_dir" >&2 && return
+      rm -rf "$env_dir"
     fi
   done
-  die "Python 3.11 with venv was not found (the packages support no other version). Install it (Debian/Ubuntu: apt install python3.11 python3.11-venv) or uv or conda, and run this again."
+  return 1
+}
+
+# uv in .uv/bin/, installed by any Python 3. Its own folder and its own Python there: nothing of the
+# system or of a home folder is touched, and whoever can read the checkout can read this Python.
+own_uv() {
+  local python lock=$here/environments/uv.txt own=$here/.uv
+  cmp -s "$lock" "$own/uv.txt" && "$own/bin/uv" --version >/dev/null 2>&1 && return
+  for python in python3 python; do
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue
+    say "No Python 3.11, uv or conda here; fetching uv into .uv/, which can bring Python 3.11 …"
+    rm -rf "$own"
+    # Debian's pip and venv are packages of their own: either will do
+    if ! "$python" -m pip --version >/dev/null 2>&1; then
+      "$python" -m venv "$own/venv" >/dev/null 2>&1 || continue
+      python=$own/venv/bin/python
+    fi
+    "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+      --only-binary :all: --require-hashes --target "$own" -r "$lock" >&2 &&
+      cp "$lock" "$own/uv.txt" && return
+  done
+  rm -rf "$own"
+  return 1
+}
+
+from_own_uv() {
+  own_uv || return
+  # one more try, no more: a network that drops everything is no reason to wait for minutes
+  UV_PYTHON_INSTALL_DIR=$here/.uv/python UV_HTTP_RETRIES=1 from_uv "$here/.uv/bin/uv"
+}
+
+make_venv() {
+  from_python311 || from_uv uv || from_conda || from_own_uv ||
+    die "Python 3.11 with venv was not found and could not be fetched (the packages support no other version). Install it (Debian, Ubuntu, where they have it: apt install python3.11 python3.11-venv), or uv, or conda, and run this again."
 }
 
 unfinished() {
@@ -127,7 +172,7 @@ make_venv
   [ "${PIPESTATUS[0]}" = 0 ] || unfinished "Installing the packages failed (no network, or a full disk?)"
 "$env_dir/bin/python" -m pip --disable-pip-version-check check >&2 || unfinished "The packages do not fit together"
 if [ "$device" = gpu ]; then # the oneAPI wheels put their libraries where the loader does not look
-  echo "export LD_LIBRARY_PATH=$env_dir/lib\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" >>"$env_dir/bin/activate"
+  printf 'export LD_LIBRARY_PATH=%q${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n' "$env_dir/lib" >>"$env_dir/bin/activate"
 fi
 echo "$device" >"$env_dir/.device"
 printf '%s\n' "$wanted" >"$stamp"

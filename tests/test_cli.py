@@ -1,10 +1,13 @@
+import ast
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -54,6 +57,25 @@ def test_list_and_help_name_every_notebook():
             assert title in done.stdout and "minute" in minutes
 
 
+def test_list_and_help_need_nothing_but_an_old_python():
+    """No package, and no syntax newer than Python 3.8 in what is imported for them."""
+    for option in ("--list", "--help"):
+        done = subprocess.run(
+            [sys.executable, "-S", "-m", "helpers.run", option],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and cli.notebooks()[0].stem in done.stdout, done.stderr
+    code = "import sys, helpers.run.cli; print(*(m.__file__ for m in sys.modules.values() "
+    code += "if m.__name__.startswith('helpers')), sep='\\n')"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True)
+    imported = done.stdout.decode().split("\n")[:-1]
+    assert len(imported) == 3
+    for path in [*imported, ROOT / "helpers/run/__main__.py"]:
+        ast.parse(Path(path).read_text(), feature_version=(3, 8))
+
+
 def test_words_choose_notebooks():
     assert [path.stem for path in cli.notebooks(["05"])] == ["05_benchmark_resnet50"]
     assert len(cli.notebooks(["01", "resnet"])) == 2
@@ -85,6 +107,31 @@ def test_failure_names_notebook_cell_error_and_copy(checkout, tmp_path):
     copy = out / "notebooks" / "01_bad.ipynb"
     assert str(copy) in done.stdout and copy.exists()
     assert not (out / "notebooks" / "02_never.ipynb").exists()
+
+
+def test_what_failed_or_was_killed_in_an_earlier_run_stands_so_on_the_page(checkout, tmp_path):
+    notebook(checkout, "01_bad", "raise ValueError('no')")
+    notebook(checkout, "02_killed", "import os; os.kill(os.getppid(), 9)")
+    notebook(checkout, "03_good", "1")
+    out = tmp_path / "out"
+    assert run(checkout, "01", "--output", str(out)).returncode == 1
+    assert run(checkout, "02", "--output", str(out)).returncode == -signal.SIGKILL
+    assert run(checkout, "03", "--output", str(out)).returncode == 0
+    page = (out / "index.html").read_text()
+    states = re.findall(r'html">(\w+)</a>.*?<td[^>]*>([^<]+)</td>', page, re.S)
+    assert states == [
+        ("01_bad", "failed, in an earlier run"),
+        ("02_killed", "not finished, in an earlier run"),
+        ("03_good", "done"),
+    ]
+
+
+def test_a_folder_that_cannot_be_made_is_told(checkout, tmp_path):
+    notebook(checkout, "01_one", "1")
+    (tmp_path / "file").touch()
+    done = run(checkout, "--output", str(tmp_path / "file"))
+    assert done.returncode == 1 and "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_second_run_into_the_same_folder_is_refused(checkout, tmp_path):

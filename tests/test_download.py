@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT
 
-from helpers import UserError, download
+from helpers import UserError, download, zoo
 
 NAMES = download.PUBLISHED
 
@@ -21,18 +23,34 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *words):
         pass
 
+    def validators(self, content):
+        """Headers that tell one version of a file from another: the test chooses which."""
+        changed = zlib.crc32(content)
+        values = {
+            "ETag": f'"{changed}"',
+            "weak ETag": f'W/"{changed}"',
+            "Last-Modified": formatdate(changed, usegmt=True),
+        }
+        return {name.split()[-1]: values[name] for name in self.server.validators}
+
     def do_GET(self):
         server = self.server
         server.seen.append((self.path, self.headers.get("Range")))
         content = server.files.get(self.path.rsplit("/", 1)[-1])
         if content is None:
             return self.send_error(404)
-        start = 0
-        if self.headers.get("Range") and server.ranges:
+        start, validators = 0, self.validators(content)
+        asked = self.headers.get("If-Range") if server.conditions else None
+        if self.headers.get("Range") and server.ranges and asked in (None, *validators.values()):
             start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
                 return self.send_error(416)
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if not (start and server.conditions):  # who asked with If-Range knows them
+            for name, value in validators.items():
+                self.send_header(name, value)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         body = content[start:]
@@ -50,6 +68,7 @@ def server(small):
     web.daemon_threads = True
     web.files = {NAMES[kind]: small[kind].read_bytes() for kind in NAMES}
     web.seen, web.cut, web.stall, web.ranges = [], False, 0, True
+    web.validators, web.conditions = ["ETag"], True  # conditions: it understands If-Range
     web.url = f"http://127.0.0.1:{web.server_port}/models"
     threading.Thread(target=web.serve_forever, daemon=True).start()
     yield web
@@ -74,28 +93,72 @@ def test_download_records_and_reuses(server, small, tmp_path):
     assert len(server.seen) == asked, "a cached file should not be asked for"
 
 
-def test_cut_transfer_is_resumed(server, small, tmp_path, monkeypatch):
+def cut_short(server, folder, monkeypatch):
+    """A download whose server breaks off in the middle of the first file."""
     monkeypatch.setattr(download, "CHUNK", 1024)
     server.cut = True
-    with pytest.raises(UserError, match="goes on from there"):
-        get(server, tmp_path)
-    assert leftovers(tmp_path) == [NAMES["fp32"] + ".part"]
+    with pytest.raises(UserError) as failure:
+        get(server, folder)
     server.cut = False
+    return str(failure.value)
+
+
+def ranges(server):
+    return [asked for path, asked in server.seen if path.endswith(NAMES["fp32"])]
+
+
+@pytest.mark.parametrize("validator", ["ETag", "Last-Modified"])
+def test_cut_transfer_is_resumed(validator, server, small, tmp_path, monkeypatch):
+    server.validators = [validator]
+    assert "goes on from there" in cut_short(server, tmp_path, monkeypatch)
+    part = NAMES["fp32"] + ".part"
+    assert leftovers(tmp_path) == [part, part + ".validator"]
     paths = get(server, tmp_path)
-    ranges = [asked for path, asked in server.seen if path.endswith(NAMES["fp32"])]
     half = len(small["fp32"].read_bytes()) // 2
-    assert half - 1024 <= int(ranges[-1].strip("bytes=-")) <= half
+    assert half - 1024 <= int(ranges(server)[-1].strip("bytes=-")) <= half
     assert paths["fp32"].read_bytes() == small["fp32"].read_bytes()
+    assert leftovers(tmp_path) == sorted(["checksums.json", *NAMES.values()])
+
+
+@pytest.mark.parametrize("conditions", [True, False], ids=["If-Range", "If-Range unknown"])
+def test_two_versions_are_never_spliced(conditions, server, small, tmp_path, monkeypatch):
+    """The file changes on the server between the two halves, its length does not."""
+    cut_short(server, tmp_path, monkeypatch)
+    server.conditions = conditions
+    content = small["fp32"].read_bytes()
+    changed = content[:64] + bytes([content[64] ^ 1]) + content[65:]
+    server.files[NAMES["fp32"]] = changed
+    monkeypatch.setattr(download.graphs, "read_graph", lambda path: None)
+    monkeypatch.setattr(download.graphs, "find_signature", lambda graph, path: None)
+    assert get(server, tmp_path)["fp32"].read_bytes() == changed
+
+
+@pytest.mark.parametrize("validators", [[], ["weak ETag"]], ids=["none", "weak ETag"])
+def test_without_a_validator_it_starts_over(validators, server, small, tmp_path, monkeypatch):
+    server.validators = validators
+    assert "goes on from there" not in cut_short(server, tmp_path, monkeypatch)
+    assert leftovers(tmp_path) == []
+    (tmp_path / (NAMES["fp32"] + ".part")).write_bytes(b"from who knows when")
+    assert get(server, tmp_path)["fp32"].read_bytes() == small["fp32"].read_bytes()
+    assert ranges(server)[-1] is None
+
+
+def leave_part(server, folder, content):
+    """A partial download of `content`, under the validator that the server still gives."""
+    part = folder / (NAMES["fp32"] + ".part")
+    part.write_bytes(content)
+    tag = zlib.crc32(server.files[NAMES["fp32"]])
+    part.with_name(part.name + ".validator").write_text(f'"{tag}"')
 
 
 def test_a_server_without_ranges_starts_over(server, small, tmp_path):
     server.ranges = False
-    (tmp_path / (NAMES["fp32"] + ".part")).write_bytes(b"old start")
+    leave_part(server, tmp_path, b"old start")
     assert get(server, tmp_path)["fp32"].read_bytes() == small["fp32"].read_bytes()
 
 
 def test_a_part_that_is_whole_already_starts_over(server, small, tmp_path):
-    (tmp_path / (NAMES["fp32"] + ".part")).write_bytes(small["fp32"].read_bytes() + b"more")
+    leave_part(server, tmp_path, small["fp32"].read_bytes() + b"more")
     assert get(server, tmp_path)["fp32"].read_bytes() == small["fp32"].read_bytes()
 
 
@@ -166,7 +229,7 @@ def test_full_disk(server, tmp_path):
 
 def test_auto_uses_the_published_pair_where_it_is_reachable(server, tmp_path, monkeypatch):
     monkeypatch.setenv("RESNET50_URL", server.url)
-    monkeypatch.setattr(download, "_if_it_runs", lambda path: path)  # these take other images
+    monkeypatch.setattr(zoo, "_if_it_runs", lambda path: path)  # these take other images
     model = zoo.resnet50("auto", tmp_path)
     assert model.weights == "published" and model.int8.name == NAMES["int8"]
 
@@ -179,7 +242,7 @@ def test_an_int8_graph_that_does_not_run_is_made_anew(server, tmp_path, capsys):
 
 def test_auto_without_network_makes_the_model_here(tmp_path, monkeypatch, capsys, keras_model):
     monkeypatch.setenv("RESNET50_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(download.models, "resnet50", lambda weights: keras_model)
+    monkeypatch.setattr(zoo, "keras_resnet50", lambda weights: keras_model)
     model = zoo.resnet50("auto", tmp_path)
     assert model.weights == "random, seed 0" and model.int8 is None and model.fp32.exists()
     assert "seeded random weights" in capsys.readouterr().out

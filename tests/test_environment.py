@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,19 +11,19 @@ from conftest import ROOT
 
 def pins(name):
     text = (ROOT / name).read_text()
-    found = re.findall(r"^([a-z0-9_.-]+)(?:\[[a-z,]+\])?==([^\s\\;#]+)", text, re.M | re.I)
-    return {package.lower().replace("_", "-"): version for package, version in found}
+    pinned = re.findall(r"^([a-z0-9_.-]+)(?:\[[a-z,]+\])?==([^\s\\;#]+)", text, re.M | re.I)
+    return {package.lower().replace("_", "-"): version for package, version in pinned}
 
 
-@pytest.mark.parametrize(("name", "count"), [("requirements", 12), ("requirements-peers", 8)])
+@pytest.mark.parametrize(("name", "count"), [("requirements", 12), ("environments/peers", 8)])
 def test_the_lock_holds_every_direct_dependency(name, count):
     direct, locked = pins(f"{name}.in"), pins(f"{name}.txt")
     assert len(direct) >= count and direct.items() <= locked.items()
 
 
 def test_the_gpu_lock_differs_only_where_it_must():
-    cpu, gpu = pins("requirements.txt"), pins("requirements-gpu.txt")
-    assert pins("requirements-gpu.in").items() <= gpu.items()
+    cpu, gpu = pins("requirements.txt"), pins("environments/gpu.txt")
+    assert pins("environments/gpu.in").items() <= gpu.items()
     itex = {"intel-extension-for-tensorflow", "intel-extension-for-tensorflow-lib"}
     assert {name for name in cpu if gpu.get(name) != cpu[name]} == itex
 
@@ -39,14 +40,21 @@ def gpu_tree(tmp_path):
     return tmp_path
 
 
-def gpu_set_up(tree, folder):
-    """set_env.sh --device gpu with empty locks: detection and choice, no packages."""
-    folder.mkdir()
-    (folder / "set_env.sh").write_text((ROOT / "set_env.sh").read_text())
-    for name in ("requirements.txt", "requirements-gpu.txt"):
+def checkout(folder, *locks):
+    """A folder with set_env.sh and empty locks: detection and choice, no packages."""
+    for name in locks or ["requirements.txt"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"# {name}\n")
+    (folder / "environments").mkdir(exist_ok=True)
+    for name in ("set_env.sh", "environments/uv.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder / "set_env.sh"
+
+
+def gpu_set_up(tree, folder):
+    """set_env.sh --device gpu with empty locks."""
     return subprocess.run(
-        ["bash", folder / "set_env.sh", "--device", "gpu"],
+        ["bash", checkout(folder, "requirements.txt", "environments/gpu.txt"), "--device", "gpu"],
         env={**os.environ, "DEVICE_ROOT": str(tree)},
         capture_output=True,
         text=True,
@@ -78,13 +86,20 @@ def test_gpu_is_refused_without_the_loader(gpu_tree, tmp_path):
 
 
 def test_gpu_environment_keeps_its_device(gpu_tree, tmp_path):
-    done = gpu_set_up(gpu_tree, tmp_path / "a")
+    folder = tmp_path / "été à Köln"
+    done = gpu_set_up(gpu_tree, folder)
     assert done.returncode == 0, done.stderr
-    environment = tmp_path / "a" / "env_intel_tf"
+    environment = folder / "env_intel_tf"
     assert (environment / ".device").read_text() == "gpu\n"
-    assert "LD_LIBRARY_PATH" in (environment / "bin" / "activate").read_text()
+    activated = subprocess.run(
+        ["bash", "-c", 'source "$0"/bin/activate && echo "$LD_LIBRARY_PATH"', environment],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert activated.stdout == f"{environment}/lib\n", activated.stderr
     again = subprocess.run(
-        ["bash", tmp_path / "a" / "set_env.sh"],
+        ["bash", folder / "set_env.sh"],
         env={**os.environ, "DEVICE_ROOT": str(gpu_tree)},
         capture_output=True,
         text=True,
@@ -92,7 +107,8 @@ def test_gpu_environment_keeps_its_device(gpu_tree, tmp_path):
     assert again.returncode == 0 and again.stderr == ""
 
 
-LOCKS = ["requirements.txt", "requirements-gpu.txt", "requirements-peers.txt"]
+LOCKS = ["requirements.txt", "tests/requirements.txt"]
+LOCKS += [f"environments/{name}.txt" for name in ("gpu", "peers", "uv")]
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -114,41 +130,110 @@ def test_conda_gets_the_same_packages_and_python():
     described = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert described["name"] == "env_intel_tf"
     assert "python=3.11" in described["dependencies"]
-    pip = next(one["pip"] for one in described["dependencies"] if isinstance(one, dict))
+    pip = next(entry["pip"] for entry in described["dependencies"] if isinstance(entry, dict))
     assert pip == ["--require-hashes -r requirements.txt"]
 
 
-def test_set_env_explains_a_missing_python(tmp_path):
-    script = tmp_path / "set_env.sh"
-    script.write_text((ROOT / "set_env.sh").read_text())
-    (tmp_path / "requirements.txt").write_text("")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for tool in (
-        "cat",
-        "cut",
-        "dirname",
-        "echo",
-        "flock",
-        "grep",
-        "ldconfig",
-        "rm",
-        "sha256sum",
-        "uname",
-    ):
-        found = subprocess.run(["bash", "-c", f"type -P {tool}"], capture_output=True, text=True)
-        (tools / tool).symlink_to(found.stdout.strip())
-    done = subprocess.run(
-        ["/bin/bash", script], env={"PATH": str(tools)}, capture_output=True, text=True
+TOOLS = "bash cat chmod cmp cp cut dirname echo flock grep ldconfig mkdir rm sed sha256sum uname"
+
+
+@pytest.fixture
+def few_tools(tmp_path):
+    """A folder for PATH with what every system has, and no Python."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in TOOLS.split():
+        (folder / tool).symlink_to(shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"))
+    return folder
+
+
+def set_up(script, path, **env):
+    return subprocess.run(
+        ["/bin/bash", script], env={"PATH": str(path), **env}, capture_output=True, text=True
     )
+
+
+def test_set_env_explains_a_missing_python(few_tools, tmp_path):
+    done = set_up(checkout(tmp_path), few_tools)
     assert done.returncode == 1 and "Python 3.11 with venv was not found" in done.stderr
     assert not (tmp_path / "env_intel_tf").exists()
 
 
+# A Python that is not 3.11 and has pip, or only venv. What its pip installs is a uv that can fetch
+# a Python 3.11 (it is REAL's), or cannot.
+OTHER_PYTHON = """#!/bin/bash
+case "$*" in
+  *"version_info[:2]"*) exit 1 ;;
+  "-c "*) exit 0 ;;
+  "-m pip --version") [ -e "$0.pip" ] ;;
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo >"$3/bin/python.pip" ;;
+  "-m pip install "*)
+    [[ $* == *--require-hashes*environments/uv.txt ]] || exit 3
+    while [ "$1" != --target ]; do shift; done
+    mkdir -p "$2/bin" && cp "$UV" "$2/bin/uv" ;;
+  *) exit 4 ;;
+esac
+"""
+UV = """#!/bin/bash
+[ "$1" = --version ] && exit
+[ "$UV_PYTHON_INSTALL_DIR" = "${0%/bin/uv}/python" ] || exit 5
+[ "$NETWORK" = yes ] || { echo "error: Failed to download Python 3.11" >&2; exit 2; }
+exec "$REAL" -m venv "${@: -1}"
+"""
+
+
+@pytest.fixture(params=[True, False], ids=["pip", "venv only"])
+def other_python(few_tools, tmp_path, request):
+    """PATH and environment of a system whose Python is another than 3.11."""
+    python, uv = few_tools / "python3", tmp_path / "uv"
+    for file, text in ((python, OTHER_PYTHON), (uv, UV)):
+        file.write_text(text)
+        file.chmod(0o755)
+    if request.param:
+        (few_tools / "python3.pip").touch()
+    return {"path": few_tools, "UV": str(uv), "REAL": sys.executable}
+
+
+def test_uv_brings_python_where_there_is_another(other_python, tmp_path):
+    folder = tmp_path / "a checkout"
+    done = set_up(checkout(folder), NETWORK="yes", **other_python)
+    assert done.returncode == 0, done.stderr
+    assert "fetching uv into .uv/" in done.stderr and "env_intel_tf/ is ready" in done.stderr
+    shutil.rmtree(folder / "env_intel_tf")
+    again = set_up(folder / "set_env.sh", NETWORK="yes", **other_python)
+    assert again.returncode == 0 and "fetching uv" not in again.stderr, again.stderr
+
+
+def test_a_uv_that_fetches_nothing_leads_to_the_sentence(other_python, tmp_path):
+    folder = tmp_path / "a checkout"
+    done = set_up(checkout(folder), NETWORK="no", **other_python)
+    assert done.returncode == 1 and "Failed to download" in done.stderr
+    assert "Python 3.11 with venv was not found and could not be fetched" in done.stderr
+    assert not (folder / "env_intel_tf").exists()
+
+
+def test_a_uv_that_cannot_be_fetched_leaves_nothing(other_python, tmp_path):
+    folder = tmp_path / "a checkout"
+    done = set_up(checkout(folder), **{**other_python, "UV": "/nowhere"})
+    assert done.returncode == 1 and "could not be fetched" in done.stderr
+    assert not (folder / ".uv").exists() and not (folder / "env_intel_tf").exists()
+
+
+def test_the_pinned_uv_is_the_published_one(tmp_path):
+    """The only test here that needs a package index."""
+    lock, folder = ROOT / "environments" / "uv.txt", tmp_path / "uv"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1"]
+    command += ["--require-hashes", "--target", str(folder), "-r", str(lock)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "HASHES" not in done.stderr and "CI" not in os.environ:
+        pytest.skip("needs a package index")
+    assert done.returncode == 0, done.stderr
+    told = subprocess.run([folder / "bin" / "uv", "--version"], capture_output=True, text=True)
+    assert told.stdout.split()[1] == pins("environments/uv.txt")["uv"]
+
+
 def test_a_failed_set_up_is_not_taken_for_finished(tmp_path):
-    script = tmp_path / "set_env.sh"
-    script.write_text((ROOT / "set_env.sh").read_text())
-    lock = tmp_path / "requirements.txt"
+    script, lock = checkout(tmp_path), tmp_path / "requirements.txt"
     lock.write_text(f"six==1.17.0 --hash=sha256:{'0' * 64}\n")
     first = subprocess.run(["bash", script], capture_output=True, text=True)
     assert first.returncode == 1 and "is not finished" in first.stderr, first.stderr
@@ -164,18 +249,16 @@ def test_a_failed_set_up_is_not_taken_for_finished(tmp_path):
 
 
 def test_peers_get_an_environment_of_their_own(tmp_path):
-    script = tmp_path / "set_env.sh"
-    script.write_text((ROOT / "set_env.sh").read_text())
-    (tmp_path / "requirements-peers.txt").write_text("")
+    script = checkout(tmp_path, "environments/peers.txt")
 
-    def set_up(*words):
+    def set_up_peers(*words):
         return subprocess.run(["bash", script, "--peers", *words], capture_output=True, text=True)
 
-    refused = set_up("--device", "gpu")
+    refused = set_up_peers("--device", "gpu")
     assert refused.returncode == 1 and "leave --device out" in refused.stderr
-    first = set_up()
+    first = set_up_peers()
     assert first.returncode == 0 and "env_peers/ is ready" in first.stderr, first.stderr
     assert (tmp_path / "env_peers" / ".finished").exists()
     assert not (tmp_path / "env_intel_tf").exists()
-    again = set_up()
+    again = set_up_peers()
     assert again.returncode == 0 and again.stderr == ""

@@ -1,6 +1,7 @@
 """What run_all.sh runs: chooses notebooks, executes them with papermill and sums them up.
 
-Only the standard library is imported at the top: --help and --list work with any Python.
+Only the standard library is imported at the top, and the syntax is that of Python 3.8: --help and
+--list work with any Python that a system brings, before there is an environment.
 """
 
 import argparse
@@ -21,8 +22,8 @@ NOTEBOOKS = ROOT / "notebooks"
 
 def notebooks(words=()):
     """The notebooks whose names contain one of the words (all without words), in reading order."""
-    found = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-    return [path for path in found if not words or any(word in path.stem for word in words)]
+    paths = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    return [path for path in paths if not words or any(word in path.stem for word in words)]
 
 
 def about(path):
@@ -95,61 +96,89 @@ def execute(path, copy, parameters):
 
 
 def lock(output):
-    """Hold the output folder for this run; a second run into the same folder is refused."""
-    file = open(output / ".lock", "w")  # open until the process ends
+    """Make the output folder and hold it for this run; a second run into it is refused."""
     try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = open(output / ".lock", "w")  # open until the process ends
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"Another run is writing to {output}. Wait for it, or choose --output DIR.")
+    except OSError as error:
+        sys.exit(f"{output} cannot be written ({error.strerror}). Choose another: --output DIR.")
     return file
 
 
 def summary(output, since):
     """Table and conclusion of every result.json that this run has written."""
     from helpers.benchmark import report
+    from helpers.run import site
 
-    parts = []
-    for path in sorted(output.glob("*/result.json")):
-        if path.stat().st_mtime >= since:
-            result = json.loads(path.read_text())
-            figures = "\n".join(str(one) for one in sorted(path.parent.glob("fp32_int8_*.png")))
-            parts.append(
-                f"{result['model']} ({result['profile']} profile)\n"
-                f"{report.absolute_table(result)}\n"
-                + "\n".join(report.times_table(result).splitlines()[1:])
-                + f"\n{report.conclusion(result)}\n{figures}"
-            )
-    return "\n\n".join(parts)
+    def show(result, folder):
+        figures = "\n".join(str(path) for path in sorted(folder.glob("fp32_int8_*.png")))
+        return (
+            f"{result['model']} ({result['profile']} profile)\n"
+            f"{report.absolute_table(result)}\n"
+            + "\n".join(report.times_table(result).splitlines()[1:])
+            + f"\n{report.conclusion(result)}\n{figures}"
+        )
+
+    shown, unreadable = site.each_result(output, show, since)
+    return "\n\n".join(shown + unreadable)
 
 
-def run_all(chosen, output, parameters):
+class States:
+    """How each notebook ended that was ever run into an output folder: notebooks/states.json.
+
+    {stem: {"state": "done" | "failed" | "not finished", "time": text}}. A notebook is written
+    down as not finished before it starts, so that a run that was killed is told, too.
+    """
+
+    def __init__(self, output):
+        self.path = output / "notebooks" / "states.json"
+        try:
+            self.known = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            self.known = {}
+
+    def set(self, stem, state, time=""):
+        from helpers import files
+
+        self.known[stem] = {"state": state, "time": time}
+        files.write_json(self.path, self.known)
+
+    def earlier(self, books):
+        """The notebooks that only earlier runs have executed, in the form of `books`."""
+        ran = {book["stem"] for book in books}
+        for path in notebooks():
+            copy = self.path.with_name(path.name)
+            if path.stem not in ran and (copy.exists() or path.stem in self.known):
+                book = self.known.get(path.stem, {"state": "of unknown end", "time": ""})
+                state = f"{book['state']}, in an earlier run"
+                yield {"stem": path.stem, "title": about(path)[0], **book, "state": state}
+
+
+def run_all(chosen, output, parameters, states):
     """Execute notebooks until one fails, print each as it comes: (books for the page, failure)."""
     books, failed = [], None
     for index, path in enumerate(chosen, 1):
         title, minutes = about(path)
         print(f"[{index}/{len(chosen)}] {path.stem}: {title} ({minutes})", flush=True)
         start = time.monotonic()
+        states.set(path.stem, "not finished")
         try:
             failed = execute(path, output / "notebooks" / path.name, parameters)
         except KeyboardInterrupt:
             print(f"\nInterrupted in {path.stem}; no result was written for it.")
             raise
-        seconds = f"{time.monotonic() - start:.0f} s"
-        state = "failed" if failed else "done"
-        books.append({"stem": path.stem, "title": title, "state": state, "time": seconds})
+        book = {
+            "state": "failed" if failed else "done",
+            "time": f"{time.monotonic() - start:.0f} s",
+        }
+        states.set(path.stem, **book)
+        books.append({"stem": path.stem, "title": title, **book})
         if failed:
             break
     return books, failed
-
-
-def earlier(output, books):
-    """The notebooks that an earlier run has executed into `output`, in the form of `books`."""
-    ran = {book["stem"] for book in books}
-    return [
-        {"stem": path.stem, "title": about(path)[0], "state": "earlier run", "time": ""}
-        for path in notebooks()
-        if path.stem not in ran and (output / "notebooks" / path.name).exists()
-    ]
 
 
 def main(arguments=None):
@@ -163,12 +192,7 @@ def main(arguments=None):
         print(f"No notebook has '{unknown[0]}' in its name. There are:\n{listing()}")
         return 2
     output = Path(os.path.abspath(options.output or ROOT / "outputs"))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        held = lock(output)
-    except OSError as error:
-        print(f"{output} cannot be written ({error.strerror}). Choose another with --output DIR.")
-        return 1
+    held = lock(output)
     # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
     # both take the way out of Ctrl-C, so that children end, too
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -178,11 +202,12 @@ def main(arguments=None):
     since = time.time()
     parameters = {"profile": "quick" if options.quick else "full", "output": str(output)}
     try:
-        books, failed = run_all(chosen, output, parameters)
+        states = States(output)
+        books, failed = run_all(chosen, output, parameters, states)
         print("\n" + "\n\n".join(filter(None, [summary(output, since), ""])))
         for book in books:
             print(f"{book['stem']:<26} {book['state']:<7} {book['time']:>8}")
-        page = site.write(output, books + earlier(output, books), failed)
+        page = site.write(output, books + list(states.earlier(books)), failed)
         print(f"Executed notebooks: {output / 'notebooks'}\nAll of it on one page: {page}")
     except UserError as error:  # the disk is full
         failed = str(error)
