@@ -1,5 +1,6 @@
 """What this machine and its software are, as far as INT8 and BF16 speed depends on them."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import inspect
@@ -35,6 +36,7 @@ __all__ = [
     "isa_flags",
     "microarchitecture",
     "now",
+    "onednn_libraries",
     "onednn_version",
     "software",
     "splits",
@@ -250,20 +252,27 @@ def software():
     }
 
 
-def onednn_version():
-    """The release of the oneDNN library loaded in this process, or None."""
+def onednn_libraries():
+    """The oneDNN libraries loaded in this process, as ctypes.CDLL; ITEX brings one."""
     lines = os.fsdecode(Path("/proc/self/maps").read_bytes()).split("\n")
     # after five columns of a line comes a path as it is, which may hold spaces
     paths = (line.split(maxsplit=5)[5] for line in lines if line.count("/"))
+    libraries = []
     for path in dict.fromkeys(path.removesuffix(" (deleted)") for path in paths):
         if not Path(path).name.startswith(("libonednn", "libdnnl")):
             continue
-        try:
-            version = ctypes.CDLL(path).dnnl_version
-        except (OSError, AttributeError):  # deleted since it was loaded; another library
-            continue
-        version.restype = ctypes.POINTER(ctypes.c_int * 3)
-        return ".".join(str(part) for part in version().contents)
+        with contextlib.suppress(OSError):  # deleted since it was loaded
+            library = ctypes.CDLL(path)
+            if hasattr(library, "dnnl_version") and hasattr(library, "dnnl_set_verbose"):
+                libraries.append(library)
+    return libraries
+
+
+def onednn_version():
+    """The release of the oneDNN library loaded in this process, or None."""
+    for library in onednn_libraries():
+        library.dnnl_version.restype = ctypes.POINTER(ctypes.c_int * 3)
+        return ".".join(str(part) for part in library.dnnl_version().contents)
     return None
 
 

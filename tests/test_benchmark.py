@@ -51,7 +51,7 @@ def test_result_is_written_in_the_form_that_is_documented(measured):
 
 
 def test_result_says_what_was_measured(measured):
-    result, folder = measured
+    result, _ = measured
     names = ["FP32", "BF16", "INT8"] if machine.has_bf16() else ["FP32", "INT8"]
     assert [entry["name"] for entry in result["candidates"]] == names
     for entry in result["candidates"]:

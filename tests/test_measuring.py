@@ -314,7 +314,9 @@ def test_a_worker_that_dies_is_told_with_its_signal_and_the_others_end(small, tm
     """Also while a request is still on its way to it, which must not hide what happened."""
     chosen = [Candidate("FP32", small["fp32"]), Candidate("INT8", small["int8"])]
     with (
-        pytest.raises(UserError, match=r"INT8 process was ended by SIGSEGV .*worker_int8\.log"),
+        pytest.raises(
+            UserError, match=r"INT8 process was ended by signal SIGSEGV.*worker_int8\.log"
+        ),
         teams_for(chosen, 1, tmp_path) as teams,
     ):
         started = [team.workers[0].process for team in teams.values()]

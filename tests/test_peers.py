@@ -1,6 +1,5 @@
 """OpenVINO and ONNX Runtime on the small network; most of it needs ./set_env.sh --peers."""
 
-import json
 import os
 import re
 

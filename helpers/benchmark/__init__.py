@@ -4,8 +4,8 @@
 and INT8. `python -m helpers.benchmark --help` is the command line.
 """
 
-from helpers.benchmark.measurement import compare, measure
 from helpers.benchmark.kernels import executed_kernels, profile
+from helpers.benchmark.measurement import compare, measure
 from helpers.benchmark.processes import BF16_KNOBS, Candidate, candidates
 from helpers.benchmark.settings import read_settings
 

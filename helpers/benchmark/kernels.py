@@ -24,8 +24,8 @@ class Primitive:
     """An executed primitive; `weights` is s8, bf16, f32, … of a layer and None of anything else.
 
     `kernel` is the implementation as oneDNN names it (brgconv:avx512_core_amx), `kind` what tells
-    the uses apart: the kernel size of a convolution, the data types of a reorder or a pool. `ms` is its
-    time, None where the runtime does not tell.
+    the uses apart: the kernel size of a convolution, the data types of a reorder or a pool. `ms` is
+    its time, None where the runtime does not tell.
     """
 
     primitive: str

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import UserError, graphs, machine
-from helpers.benchmark.processes import PEERS, ROOT, Candidate, environment, how_it_ended
+from helpers.benchmark.processes import PEERS, ROOT, Candidate, environment
 
 NAMES = {"openvino": "OpenVINO INT8", "onnxruntime": "ONNX Runtime INT8"}
 SUFFIXES = {"openvino": ".xml", "onnxruntime": ".onnx"}
@@ -108,7 +108,7 @@ def _make(runtime, fp32, images, path, names, making):
         last = (log.read_text().strip().splitlines() or ["no word in it"])[-1][:300]
         raise UserError(
             f"{NAMES[runtime]} was not made from {fp32}: its process "
-            f"{how_it_ended(done.returncode)}. {last} Its log: {log}"
+            f"{machine.ending(done.returncode)}. {last} Its log: {log}"
         )
 
 

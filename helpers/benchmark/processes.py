@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -131,19 +130,6 @@ def steering(variables):
     return {name: variables[name] for name in sorted(variables) if name.startswith(STEERING)}
 
 
-def how_it_ended(status):
-    """What a process' exit status means, in words."""
-    if status >= 0:
-        return f"ended with status {status}"
-    name = signal.Signals(-status).name
-    why = {
-        "SIGKILL": "mostly too little memory",
-        "SIGTERM": "it was told to end",
-        "SIGINT": "it was told to end",
-    }.get(name, "native code of the runtime gave up, a graph or a setting that it cannot run")
-    return f"was ended by {name} ({why})"
-
-
 class Worker:
     """A process that holds one candidate; `ask` sends a request and waits for the answer."""
 
@@ -173,7 +159,7 @@ class Worker:
     def hear(self):
         line = self.process.stdout.readline()
         if not line:
-            ended = how_it_ended(self.process.wait())
+            ended = machine.ending(self.process.wait())
             raise UserError(f"The {self.name} process {ended}. Its log: {self.log}")
         answer = json.loads(line)
         if "error" in answer:

@@ -190,7 +190,7 @@ def without_itex(result):
             if entry["runtime"] == "tensorflow" and used != "ITEX" and "ITEX" in times:
                 sentences.append(
                     f"At batch {pilot['batch_size']} {entry['name']} ran without ITEX, which took "
-                    f"{number(times[used])} ms where ITEX took {number(times['ITEX'])} (best calls)."
+                    f"{number(times[used])} ms where ITEX took {number(times['ITEX'])} ms."
                 )
     return sentences
 
@@ -274,8 +274,8 @@ def noise(result):
     if facts["slowdown_percent"] > HELD_BACK_PERCENT:
         return [
             brackets,
-            f"{text}, and the median call takes up to {facts['slowdown_percent']:.0f} % longer than "
-            "the quickest tenth: something else uses this machine. Repeat it at another hour.",
+            f"{text}, and the median call takes up to {facts['slowdown_percent']:.0f} % longer "
+            "than the quickest tenth: something else uses this machine. Repeat it at another hour.",
         ]
     return [brackets, f"{text}. More rounds make it narrower: run longer (without --quick)."]
 

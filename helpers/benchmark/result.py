@@ -3,7 +3,9 @@
 Readers accept older schemas; tests/test_result.py holds that what is written has this form.
 """
 
-from typing_extensions import NotRequired, TypedDict
+from typing import NotRequired
+
+from typing_extensions import TypedDict
 
 SCHEMA = 2  # 1: no kernels, environment, sha256; the interval was a bootstrap's
 
