@@ -88,12 +88,13 @@ def summarise(batch_size, rounds):
     """The `batches` entry of result.json for all rounds (Round) at one batch size."""
     calls = np.concatenate([turn.calls for turn in rounds])
     ms = 1e3 * calls
+    images = sum(turn.images for turn in rounds)
+    seconds = sum(turn.seconds for turn in rounds)
     return {
         "batch_size": batch_size,
         "calls": len(calls),
         "rounds": len(rounds),
-        "throughput_fps": sum(turn.images for turn in rounds)
-        / sum(turn.seconds for turn in rounds),
+        "throughput_fps": images / seconds,
         "best_fps": max(turn.best_fps for turn in rounds),
         "latency_ms": {
             "p50": float(np.median(ms)),

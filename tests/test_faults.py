@@ -23,18 +23,20 @@ class Fault:
     caught: str
 
 
-BENCHMARK, WORKER, REPORT = "helpers/benchmark.py", "helpers/worker.py", "helpers/report.py"
+PROCESSES, WORKER = "helpers/benchmark/processes.py", "helpers/benchmark/worker.py"
+MEASUREMENT, REPORT = "helpers/benchmark/measurement.py", "helpers/benchmark/report.py"
 BOOK_03 = "notebooks/03_quantize_alexnet.ipynb"
 # these runs need no good timings
-LONG, SHORT = '"rounds": 5, "seconds": 0.3', '"rounds": 2, "seconds": 0.05'
+LONG = '"seconds": 0.3, "min_calls": 1, "min_rounds": 7, "max_rounds": 100, "limit": 60'
+SHORT = '"seconds": 0.02, "min_calls": 1, "min_rounds": 2, "max_rounds": 2, "limit": 1'
 FAULTS = [
     Fault(
         "INT8 and FP32 swapped",
-        BENCHMARK,
-        'Candidate("FP32", Path(fp32), **names)',
-        'Candidate("FP32", Path(int8), **names)',
+        PROCESSES,
+        'best = Candidate("FP32", Path(fp32), variant',
+        'best = Candidate("FP32", Path(int8), variant',
         "04_benchmark_alexnet",
-        "layers in INT8",
+        "result = benchmark.compare(",
     ),
     Fault(
         "one layer fewer quantized",
@@ -49,11 +51,11 @@ FAULTS = [
     Fault(
         "accuracy 5 points lower",
         WORKER,
-        'np.save(file, graph.predict(inputs, request["batch_size"]))',
-        'outputs = graph.predict(inputs, request["batch_size"])\n'
-        "                twentieth = len(outputs) // 20\n"
-        "                outputs[:twentieth] = np.roll(outputs[:twentieth], 1, axis=1)\n"
-        "                np.save(file, outputs)",
+        "np.save(file, self._graph.predict(inputs, batch_size))",
+        "outputs = self._graph.predict(inputs, batch_size)\n"
+        "            twentieth = len(outputs) // 20\n"
+        "            outputs[:twentieth] = np.roll(outputs[:twentieth], 1, axis=1)\n"
+        "            np.save(file, outputs)",
         "04_benchmark_alexnet",
         'fp32["accuracy"]["top1"] > 0.92',
     ),
@@ -67,9 +69,9 @@ FAULTS = [
     ),
     Fault(
         "throughput from the last batch only",
-        BENCHMARK,
-        "batch_size * len(calls) / calls.sum()",
-        "batch_size * len(calls) / calls[-1]",
+        "helpers/stats.py",
+        '"throughput_fps": images / seconds',
+        '"throughput_fps": batch_size / rounds[-1].calls[-1]',
         "04_benchmark_alexnet",
         'abs(batch["throughput_fps"] / fps - 1)',
     ),
@@ -83,7 +85,7 @@ FAULTS = [
     ),
     Fault(
         "a helper renamed",
-        "helpers/quantization.py",
+        "helpers/graphs.py",
         "def layers(graph_def):",
         "def quantized_layers(graph_def):",
         "03_quantize_alexnet",
@@ -125,7 +127,7 @@ def test_a_planted_fault_is_caught(fault, outputs, tmp_path):
         shutil.copytree(ROOT / name, checkout / name)
     # models only: no figure or result of an earlier run
     shutil.copytree(outputs / "alexnet" / "models", models / "alexnet" / "models")
-    replace(checkout / BENCHMARK, LONG, SHORT)
+    replace(checkout / MEASUREMENT, LONG, SHORT)
     replace(checkout / fault.file, fault.old, fault.new)
     done = nbval(
         checkout / "notebooks" / f"{fault.notebook}.ipynb", models, tmp_path, "-x", root=checkout

@@ -141,7 +141,12 @@ def span(times):
 
 
 def conclusion(result):
-    """Sentences on what was measured, each computed from the result."""
+    """What was measured, in words: the sentences of `findings` as one paragraph."""
+    return " ".join(findings(result))
+
+
+def findings(result):
+    """What was measured, in words: a list of points, each computed from the result."""
     names = [entry["name"] for entry in own(result)]
     int8, base = names[-1], names[0]
     sentences = [headline(result, int8, base)]
@@ -153,7 +158,7 @@ def conclusion(result):
         if entry["runtime"] != "tensorflow":
             sentences.append(against(result, int8, entry["name"]))
     sentences += [f"{name} is left out: {why}" for name, why in result["failed"].items()]
-    return " ".join([*sentences, *noise(result)])
+    return [*sentences, *noise(result)]
 
 
 def headline(result, name, base):
@@ -379,7 +384,8 @@ def show(result, folder):
     print(detail_table(result) + "\n")
     print(kernel_lines(result))
     print(agreement_lines(result))
-    print(textwrap.fill(conclusion(result), 100))
+    for point in findings(result):
+        print(textwrap.fill(f"- {point}", 100, subsequent_indent="  "))
 
 
 def alt_text(path, result):
