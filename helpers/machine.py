@@ -260,7 +260,7 @@ def onednn_version():
             continue
         try:
             version = ctypes.CDLL(path).dnnl_version
-        except (OSError, AttributeError):  # deleted since it was loaded; another library
+        except OSError:  # deleted since it was loaded
             continue
         version.restype = ctypes.POINTER(ctypes.c_int * 3)
         return ".".join(str(part) for part in version().contents)
