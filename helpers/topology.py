@@ -43,7 +43,7 @@ def _groups(controller, root):
             mount = base / "unified" if (base / "unified").is_dir() else base
         else:
             continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
+        parts = [part for part in path.split("/") if part]
         ends = (mount.joinpath(*parts[skip:]) for skip in range(len(parts) + 1))
         own = next((folder for folder in ends if folder.is_dir()), mount)
         yield from itertools.takewhile(lambda folder: folder != base.parent, (own, *own.parents))
@@ -75,9 +75,9 @@ def _memory_left(root):
 
 
 def _job_number(job, name):
-    """A number that the batch system has set, or None outside of its jobs; 0 means no limit."""
+    """A number that the batch system has set, None outside of its jobs; 0 means no limit."""
     value = os.environ.get(name, "")
-    return int(value) if job in os.environ and value.isdigit() and int(value) else None
+    return int(value) if job in os.environ and value.isdigit() else None
 
 
 def _allowed(root):

@@ -387,7 +387,7 @@ def test_nested_cpu_quotas_of_cgroup_1(tmp_path, monkeypatch):
     assert machine.usable_cores(tmp_path) == 2
 
 
-@pytest.mark.parametrize("path", ["/docker/0123abcd", "/../../machine.slice/0123abcd", "/"])
+@pytest.mark.parametrize("path", ["/docker/0123abcd", "/../../machine.slice/0123abcd", "/..", "/"])
 def test_a_container_sees_its_own_limit_at_the_root(tmp_path, monkeypatch, path):
     """In a container the path is often the host's, and what is mounted is the own group."""
     sockets(tmp_path, monkeypatch, 8)
@@ -396,6 +396,34 @@ def test_a_container_sees_its_own_limit_at_the_root(tmp_path, monkeypatch, path)
     base = tmp_path / "sys/fs/cgroup"
     plant(base, **{"cpu.max": "200000 100000", "memory.max": 4 * GIB, "memory.current": GIB})
     assert machine.usable_cores(tmp_path) == 2 and machine.available_memory(tmp_path) == 3
+
+
+def test_a_group_within_a_container_counts_as_well(tmp_path, monkeypatch):
+    """The path is the host's, of which the container sees the end that is its own."""
+    sockets(tmp_path, monkeypatch, 8)
+    plant(tmp_path, proc__self__cgroup="0::/docker/0123abcd/step")
+    plant(tmp_path / "sys/fs/cgroup/step", **{"cpu.max": "300000 100000"})
+    plant(tmp_path / "sys/fs/cgroup", **{"cpu.max": "500000 100000"})
+    assert machine.usable_cores(tmp_path) == 3
+
+
+def test_cgroup_2_beside_cgroup_1(tmp_path, monkeypatch):
+    sockets(tmp_path, monkeypatch, 8)
+    plant(tmp_path, proc__self__cgroup="2:memory:/\n0::/job")
+    plant(tmp_path / "sys/fs/cgroup/unified/job", **{"cpu.max": "300000 100000"})
+    assert machine.usable_cores(tmp_path) == 3
+
+
+def test_a_quota_takes_cores_of_one_socket_and_node(tmp_path, monkeypatch):
+    sockets(tmp_path, monkeypatch, 8)
+    for cpu in range(8):  # neighbouring CPUs lie on different sockets, and on nodes of those
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{cpu}"
+        plant(folder, topology__physical_package_id=cpu % 2)
+        (folder / "node0").rmdir()
+        (folder / f"node{cpu % 4}").mkdir()
+    plant(tmp_path, proc__self__cgroup="0::/")
+    plant(tmp_path / "sys/fs/cgroup", **{"cpu.max": "400000 100000"})
+    assert machine.cores(tmp_path) == [(0, 0, 0), (4, 0, 0), (2, 0, 2), (6, 0, 2)]
 
 
 class Memory:
