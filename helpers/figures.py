@@ -1,8 +1,9 @@
 """Drawing for notebooks and reports: colours, numbers, notes and images."""
 
-
 # Okabe-Ito palette: told apart by people with any colour vision
 COLOURS = {"FP32": "#999999", "BF16": "#56B4E9", "INT8": "#D55E00"}
+COLOURS |= {"OpenVINO INT8": "#0072B2", "ONNX Runtime INT8": "#CC79A7"}
+OTHER = "#009E73"  # whatever else there is
 
 
 def number(value):

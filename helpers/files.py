@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import inspect
 import json
 import os
 from pathlib import Path
@@ -53,3 +54,34 @@ def write_json(path, value):
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def made_from(path, parts, make):
+    """`path`, made by calling `make()` unless it is there, as it was made, from the same `parts`.
+
+    `parts` are whatever the file depends on: paths stand for the content of the file, modules and
+    functions for their source, arrays for their values; the rest has to have a repr that tells it.
+    `<path>.json` beside it holds the digest of these and of the file.
+    """
+    path = Path(path)
+    record = path.with_name(path.name + ".json")
+    origin = hashlib.sha256("".join(map(_digest, parts)).encode()).hexdigest()
+    try:
+        if json.loads(record.read_text()) == {"made_from": origin, "sha256": sha256(path)}:
+            return path
+    except (OSError, ValueError):  # never made, or not to the end
+        pass
+    record.unlink(missing_ok=True)
+    make()
+    write_json(record, {"made_from": origin, "sha256": sha256(path)})
+    return path
+
+
+def _digest(part):
+    if isinstance(part, Path):
+        return sha256(part)
+    if inspect.ismodule(part) or inspect.isroutine(part):
+        part = inspect.getsource(part)
+    if hasattr(part, "tobytes"):  # an array, whose repr leaves values out
+        part = (str(part.dtype), part.shape, hashlib.sha256(part.tobytes()).hexdigest())
+    return hashlib.sha256(repr(part).encode()).hexdigest()

@@ -2,10 +2,13 @@
 
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from helpers import UserError, files
+
+CONSTANTS = ("Const", "HostConst")  # the second is ITEX's, of INC's scales
 
 
 @dataclass(frozen=True)
@@ -44,36 +47,98 @@ def write_graph(graph_def, path):
     return Path(path)
 
 
+def node_name(source):
+    """The name of the node behind an input ("^name" and "name:1" are "name")."""
+    return source.lstrip("^").split(":")[0]
+
+
+class Network:
+    """A GraphDef to walk through: its nodes by name, and for each who reads it, at which input."""
+
+    def __init__(self, graph_def):
+        self.nodes = {node.name: node for node in graph_def.node}
+        self.readers = {name: [] for name in self.nodes}
+        for node in graph_def.node:
+            for index, source in enumerate(node.input):
+                self.readers[node_name(source)].append((node, index))
+
+    def value(self, name):
+        """The array that a constant holds; None where `name` is no constant."""
+        import tensorflow as tf
+
+        node = self.nodes[node_name(name)]
+        return tf.make_ndarray(node.attr["value"].tensor) if node.op in CONSTANTS else None
+
+    def readers_through(self, name, ops):
+        """[(node, input index)] of what reads a node, directly or through nodes of these `ops`."""
+        ends, waiting = [], list(self.readers[name])
+        while waiting:
+            reader, index = waiting.pop(0)
+            if reader.op in ops and index == 0:
+                waiting += self.readers[reader.name]
+            else:
+                ends.append((reader, index))
+        return ends
+
+
 def find_signature(graph_def, input_name=None, output_name=None, path="the graph"):
     """The graph's one Placeholder and its one unused output, or the nodes named.
 
-    Raises UserError when a name is not in the graph or the choice is not clear.
+    Raises UserError when a name is not in the graph, the choice is not clear, or the output needs
+    another input than the one there is to be.
     """
     import tensorflow as tf
 
     nodes = {node.name: node for node in graph_def.node}
-    used = {name.lstrip("^").split(":")[0] for node in graph_def.node for name in node.input}
+    used = {node_name(source) for node in graph_def.node for source in node.input}
     inputs = [node.name for node in graph_def.node if node.op == "Placeholder"]
     outputs = [
         node.name
         for node in graph_def.node
-        if node.name not in used and node.op not in ("Const", "HostConst", "NoOp", "Placeholder")
+        if node.name not in used and node.op not in (*CONSTANTS, "NoOp", "Placeholder")
     ]
 
-    def pick(kind, asked, found):
+    def pick(kind, asked, candidates):
+        names = ", ".join(candidates[:8]) or "none"
         if asked and asked not in nodes:
-            raise UserError(f"{path} has no node '{asked}'. Its {kind}s: {', '.join(found[:8])}.")
-        if not asked and len(found) != 1:
-            names = ", ".join(found[:8]) or "none"
+            raise UserError(f"{path} has no node '{asked}'. Its {kind}s: {names}.")
+        if not asked and len(candidates) != 1:
             raise UserError(f"{path} needs one {kind}; found: {names}. Name it with --{kind}-name.")
-        return asked or found[0]
+        return asked or candidates[0]
 
     source = pick("input", input_name, inputs)
     target = pick("output", output_name, outputs)
+    _check_that_one_input_is_enough(nodes, source, target, path)
     shape = nodes[source].attr["shape"].shape
     sizes = None if shape.unknown_rank or not shape.dim else [d.size for d in shape.dim[1:]]
     known = None if sizes is None else tuple(None if size < 0 else size for size in sizes)
     return Signature(source, target, known, tf.as_dtype(nodes[source].attr["dtype"].type).name)
+
+
+def _check_that_one_input_is_enough(nodes, source, target, path):
+    """UserError unless `target` can be computed from `source` and constants alone."""
+    seen, waiting, others = set(), [target], []
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in nodes:
+            continue
+        seen.add(name)
+        if name == source:
+            continue
+        if nodes[name].op == "Placeholder":
+            others.append(name)
+        waiting += map(node_name, nodes[name].input)
+    if source not in seen:
+        raise UserError(
+            f"{path}: the output '{target}' does not depend on the input '{source}'. Name others "
+            "with --input-name and --output-name."
+        )
+    if others:
+        raise UserError(
+            f"{path}: the output '{target}' needs {', '.join(sorted(others)[:8])} besides "
+            f"'{source}'. Networks of one input can be run; name another output with "
+            "--output-name, or make the other inputs constants before freezing."
+        )
 
 
 class FrozenGraph:
@@ -178,8 +243,8 @@ class Tensors:
 
         starts = range(0, len(images), batch_size)
         parts = [self._call(images[start : start + batch_size]) for start in starts]
-        found = {name: np.concatenate(part) for name, part in zip(self.wanted, zip(*parts))}
-        return {name: images if name == self.source else found[name] for name in self.names}
+        outputs = {name: np.concatenate(part) for name, part in zip(self.wanted, zip(*parts))}
+        return {name: images if name == self.source else outputs[name] for name in self.names}
 
 
 def side_by_side(graph_defs):
@@ -236,15 +301,20 @@ def with_weights(graph_def, values):
 
 def _constants(graph_def):
     """The nodes of kernel and bias of each convolution and matrix product, by its name."""
-    nodes = {node.name: node for node in graph_def.node}
-    return {
-        nodes[node.input[0]].name: (nodes[nodes[node.input[0]].input[1]], nodes[node.input[1]])
-        for node in graph_def.node
-        if node.op == "BiasAdd" and nodes[node.input[0]].op in ("Conv2D", "MatMul")
-    }
+    nodes, pairs = {node.name: node for node in graph_def.node}, {}
+    for node in graph_def.node:
+        layer = nodes[node.input[0]] if node.op == "BiasAdd" else None
+        if layer is not None and layer.op in LAYER_OPS:
+            constants = nodes[layer.input[1]], nodes[node.input[1]]
+            if all(constant.op == "Const" for constant in constants):
+                pairs[layer.name] = constants
+    return pairs
 
 
 LAYER_OPS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
+# What TensorFlow's optimizer and INC's legacy form make of them
+FUSED_LAYER = re.compile(r"_?(Mkl|ITEX)?_?Fused(Conv2D|DepthwiseConv2dNative|MatMul)")
+INTEGER_LAYER = re.compile(r"_?(Mkl|ITEX)?(Fused)?Quantized(Fused)?(Conv2D|DepthwiseConv2D|MatMul)")
 
 
 @dataclass(frozen=True)
@@ -259,23 +329,19 @@ class Layer:
 def layers(graph_def):
     """The layers of a QDQ or legacy INT8 graph, in graph order.
 
-    In a QDQ graph a layer runs in INT8 when both its inputs come from a Dequantize node: ITEX
-    fuses that pattern at run time. Legacy graphs name the op itself (QuantizedConv2D…).
+    In a QDQ graph a layer runs in INT8 when both its inputs, data and kernel, come from a
+    Dequantize node: ITEX fuses that pattern at run time. Legacy graphs name the op itself
+    (QuantizedConv2D…); a float layer in one may be fused (_FusedConv2D).
     """
     nodes = {node.name: node for node in graph_def.node}
-
-    def dequantized(name):
-        return nodes[name.split(":")[0].lstrip("^")].op == "Dequantize"
-
-    found = []
+    listed = []
     for node in graph_def.node:
-        if node.op in LAYER_OPS:
-            found.append(Layer(node.name, node.op, all(map(dequantized, node.input[:2]))))
-        elif node.op.lstrip("_").startswith(
-            ("QuantizedConv2D", "QuantizedMatMul", "QuantizedDepth")
-        ):
-            found.append(Layer(node.name, node.op, True))
-    return found
+        if node.op in LAYER_OPS or FUSED_LAYER.match(node.op):
+            sources = [nodes[node_name(source)].op for source in node.input[:2]]
+            listed.append(Layer(node.name, node.op, sources == ["Dequantize"] * 2))
+        elif INTEGER_LAYER.match(node.op):
+            listed.append(Layer(node.name, node.op, True))
+    return listed
 
 
 def leave_float(graph_def, names):
@@ -301,14 +367,53 @@ def operations(graph_def, shape):
     signature = find_signature(graph_def)
     graph = tf.Graph()
     with graph.as_default():
-        one = tf.compat.v1.placeholder(signature.dtype, (1, *shape))
-        tf.compat.v1.import_graph_def(graph_def, {signature.input: one}, name="")
+        image = tf.compat.v1.placeholder(signature.dtype, (1, *shape))
+        tf.compat.v1.import_graph_def(graph_def, {signature.input: image}, name="")
     count = {}
     for node in graph.get_operations():
         if node.type == "Conv2D":
-            kernel = node.inputs[1].shape
-            count[node.name] = 2 * node.outputs[0].shape.num_elements() * kernel[:3].num_elements()
+            each = node.inputs[1].shape[:3].num_elements()
+        elif node.type == "DepthwiseConv2dNative":
+            each = node.inputs[1].shape[:2].num_elements()
         elif node.type == "MatMul":
-            left = node.inputs[0].shape[0 if node.get_attr("transpose_a") else 1]
-            count[node.name] = 2 * node.outputs[0].shape.num_elements() * left
+            each = node.inputs[0].shape[0 if node.get_attr("transpose_a") else 1]
+        else:
+            continue
+        count[node.name] = 2 * node.outputs[0].shape.num_elements() * each
     return count
+
+
+def input_range(graph_def):
+    """(low, high) of the values an INT8 graph was calibrated on, or None where it does not tell.
+
+    It tells by the constants of the QuantizeV2 that reads the input directly, or through what
+    leaves values as they are.
+    """
+    network = Network(graph_def)
+    through = ("Identity", "Pad", "Transpose", "Reshape", "Cast", "MaxPool", "ExpandDims")
+    lows, highs = [], []
+    for source in [node.name for node in graph_def.node if node.op == "Placeholder"]:
+        for reader, index in network.readers_through(source, through):
+            if reader.op == "QuantizeV2" and index == 0:
+                low, high = (network.value(name) for name in reader.input[1:3])
+                if low is not None and high is not None:
+                    lows.append(float(low.min()))
+                    highs.append(float(high.max()))
+    return (min(lows), max(highs)) if lows else None
+
+
+def vocabulary(graph_def):
+    """How many rows the table has that an integer input picks from (valid inputs are smaller).
+
+    None where no constant table is read by an input, directly or reshaped.
+    """
+    network, rows = Network(graph_def), []
+    through = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze")
+    for source in [node.name for node in graph_def.node if node.op == "Placeholder"]:
+        for reader, index in network.readers_through(source, through):
+            if reader.op in ("Gather", "GatherV2", "ResourceGather") and index == 1:
+                table = network.value(reader.input[0])
+                axis = network.value(reader.input[2]) if len(reader.input) > 2 else 0
+                if table is not None and axis is not None:
+                    rows.append(table.shape[int(axis)])
+    return min(rows, default=None)

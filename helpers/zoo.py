@@ -1,9 +1,11 @@
 """The networks of the notebooks: ResNet50 from wherever it can be had, and AlexNet made before."""
 
+import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
-from helpers import UserError, datasets, download, freezing, graphs
+from helpers import UserError, datasets, download, files, freezing, graphs
 
 
 def keras_resnet50(weights="random", seed=0):
@@ -83,12 +85,16 @@ def resnet50(weights, folder):
             weights = "random"
     if weights in ("random", "imagenet"):
         path = folder / f"resnet50_fp32_{weights}.pb"
-        if not path.exists():
-            freezing.freeze(keras_resnet50(weights), path)
+        code = (sys.modules[__name__], freezing, graphs, datasets.dummy_images)
+        files.made_from(
+            path,
+            ("ResNet50", weights, metadata.version("tensorflow"), *code),
+            lambda: freezing.freeze(keras_resnet50(weights), path),
+        )
         return Resnet50(path, None, "random, seed 0" if weights == "random" else weights)
     given = {}
     for kind, name in download.PUBLISHED.items():
-        paths = [Path(weights) / one for one in (f"{kind}.pb", name)]
+        paths = [Path(weights) / file_name for file_name in (f"{kind}.pb", name)]
         given[kind] = next((path for path in paths if path.exists()), None)
         if not given[kind]:
             raise UserError(

@@ -1,26 +1,29 @@
+"""The whole comparison on a small network, and the command line."""
+
 import json
-import os
-import signal
 
 import numpy as np
+import pydantic
 import pytest
 from conftest import ROOT, images
 
-from helpers import UserError, benchmark, graphs, report, worker
+from helpers import UserError, benchmark, graphs, machine, stats
+from helpers.benchmark import Candidate, __main__, report
+from helpers.benchmark import result as result_module
+from helpers.benchmark.measurement import PROFILES, dummy_inputs
 
-EFFORT = {"rounds": 4, "seconds": 0.05, "min_calls": 5}
+EFFORT = {"seconds": 0.05, "min_calls": 5, "min_rounds": 4, "max_rounds": 4}
 
 
 @pytest.fixture(scope="module")
 def measured(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("result")
-    labels = np.zeros(16, int)
     result = benchmark.compare(
-        benchmark.candidates(small["fp32"], small["int8"], bf16=True),
+        benchmark.candidates(small["fp32"], small["int8"]),
         folder,
         "small",
         inputs=images(16),
-        labels=labels,
+        labels=np.zeros(16, int),
         batch_sizes=(8, 1),
         profile="quick",
         settings={"data": "dummy"},
@@ -30,182 +33,137 @@ def measured(small, tmp_path_factory):
     return result, folder
 
 
-def test_throughput_counts_all_calls_of_all_rounds():
-    # the last call is fast; the sample that this package replaces divided all images by its time
-    entry = stats.summarise(8, [[1.0, 1.0], [1.9, 0.1]])
-    assert entry["calls"] == 4
-    assert entry["throughput_fps"] == pytest.approx(8 * 4 / 4.0)
-    assert entry["latency_ms"]["best"] == pytest.approx(100)
-    assert entry["latency_ms"]["p50"] == pytest.approx(1000)
-    assert entry["latency_ms"]["mean"] == pytest.approx(1000)
-
-
-def test_ratio_is_taken_within_rounds():
-    # the machine is three times slower in the second round, for both
-    fp32, int8 = [[0.4, 0.4], [1.2, 1.2]], [[0.1, 0.1], [0.3, 0.3]]
-    one = stats.ratio("INT8", "FP32", 1, int8, fp32)
-    assert one["throughput_times"]["median"] == pytest.approx(4)
-    assert one["throughput_times"]["low"] == one["throughput_times"]["high"]
-    assert one["latency_times"]["median"] == pytest.approx(0.25)
-    assert one["latency_times"]["best"] == pytest.approx(0.25)
-    even = stats.summarise(1, [[0.4, 0.4], [0.4, 0.4]])
-    verdict = {"verdict": "steady", "spread_percent": 0.0, "slowdown_percent": 0.0}
-    assert stats.noise_verdict([one], [even]) == verdict
-    held_back = stats.summarise(1, [[0.4, 0.4, 0.2]])
-    verdict = {"verdict": "noisy", "spread_percent": 0.0, "slowdown_percent": 100.0}
-    assert stats.noise_verdict([one], [even, held_back]) == verdict
-
-
-def test_noise_is_called_noise():
-    rng = np.random.default_rng(0)
-    fp32 = [[0.4 * rng.uniform(0.5, 2)] for _ in range(8)]
-    one = stats.ratio("INT8", "FP32", 1, [[0.1]] * 8, fp32)
-    assert one["throughput_times"]["low"] < one["throughput_times"]["median"]
-    even = stats.summarise(1, [[0.4]])
-    assert stats.noise_verdict([one], [even])["verdict"] == "noisy"
-
-
-def test_sqnr_by_hand():
-    assert stats.sqnr_db([3.0, 4.0], [3.0, 4.5]) == pytest.approx(20.0)
-
-
-def test_garbage_is_not_timed():
-    rng = np.random.default_rng(0)
-    reference = np.eye(10)[rng.integers(0, 10, 50)]
-    good = stats.agreement(reference, reference + 0.01, "INT8")
-    assert good["top1"] == 1.0 and good["sqnr_db"] > 20
-    for bad, message in [
-        (np.full_like(reference, 0.1), "does not compute"),
-        (reference[::-1], "does not compute"),
-        (np.where(reference > 0, np.nan, 0), "not finite"),
-        (reference[:, :5], "gives outputs"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            stats.agreement(reference, bad, "INT8")
-    known = stats.agreement(reference, reference[::-1], "INT8", -np.inf)
-    assert known["sqnr_db"] < stats.GARBAGE_SQNR_DB
-
-
-def test_labels_of_equal_points_are_apart_and_on_the_axes():
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots()
-    figures.label_points(axis, [(1, 99), (3, 99), (3, 99), (3, 10), (2, 99), (2, 11)], "abcdef")
-    heights = sorted(text.xyann[1] for text in axis.texts)
-    pyplot.close(figure)
-    assert len(heights) == 6 and heights[0] >= 0 and heights[-1] <= 1
-    assert np.diff(heights).min() > 0.1
-
-
-def test_a_baseline_that_is_not_finite_is_not_timed():
-    broken = np.full((4, 3), np.nan)
-    with pytest.raises(UserError, match="FP32 gives outputs that are not finite"):
-        stats.agreement(broken, np.eye(4, 3), "INT8")
-
-
-def test_timing_meets_both_minimums():
-    assert len(worker.time_calls(lambda: None, 0, 7)) == 7
-    start = worker.CLOCK()
-    durations = worker.time_calls(lambda: None, 0.05, 1)
-    assert len(durations) > 1 and worker.CLOCK() - start >= 0.05 >= min(durations)
-
-
-def test_warm_up_goes_on_until_times_settle():
-    import time
-
-    waits = iter([0.03, 0.03, 0.01, 0.01])  # then 0.002 for ever
-    warmed = worker.warm_up(lambda: time.sleep(next(waits, 0.002)), window_seconds=0.01)
-    assert warmed["settled"] and warmed["calls"] > 5
-
-
-@pytest.mark.parametrize("offset", [0, 4, 16, 60])
-def test_batches_start_where_tensorflow_takes_them_as_they_are(offset):
-    room = np.arange(4 * 3 * 5 * 7 + 64, dtype=np.uint8)
-    array = room[offset : offset + 4 * 3 * 5 * 7].view(np.float32).reshape(3, 5, 7)
-    copy = worker.aligned(array)
-    assert copy.ctypes.data % 64 == 0 and copy.flags.c_contiguous and copy.dtype == np.float32
-    assert copy.tobytes() == array.tobytes() and copy.shape == array.shape
-
-
-def test_a_worker_calls_its_graph_with_aligned_batches(monkeypatch, tmp_path):
-    class Graph:
-        device, signature = "CPU", graphs.Signature("input", "output", (5,), "float32")
-
-        def __call__(self, batch):
-            starts.append(batch.ctypes.data % 64)
-
-    starts, answers = [], []
-    monkeypatch.setattr(worker, "load", lambda job: (Graph(), {}))
-    np.save(tmp_path / "inputs.npy", np.ones((3, 5)))  # float64, as nobody's graph wants it
-    inputs = {"do": "inputs", "path": str(tmp_path / "inputs.npy"), "batch_sizes": [1, 2, 3, 4, 7]}
-    timed = {"do": "time", "batch_size": 7, "seconds": 0, "min_calls": 2}
-    worker.serve({}, map(json.dumps, [inputs, timed]), answers.append)
-    assert starts == [0] * 7 and len(answers[-1]) == 2
-
-
-def test_result_follows_the_schema(measured):
+def test_result_is_written_in_the_form_that_is_documented(measured):
     result, folder = measured
-    assert json.loads((folder / "result.json").read_text()) == result
-    assert result["schema"] == 1 and result["created"].endswith("Z")
-    assert [one["name"] for one in result["candidates"]] == ["FP32", "BF16", "INT8"]
-    for one in result["candidates"]:
-        assert (folder / one["graph"]).stat().st_size == one["bytes"]
-        assert [batch["batch_size"] for batch in one["batches"]] == [1, 8]
-        for batch in one["batches"]:
-            assert batch["calls"] >= EFFORT["rounds"] * EFFORT["min_calls"]
+    written = (folder / "result.json").read_text()
+    for form in vars(result_module).values():
+        if isinstance(form, type) and issubclass(form, dict):
+            form.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    adapter = pydantic.TypeAdapter(result_module.Result)
+    assert adapter.validate_json(written, strict=True)
+    assert (
+        json.loads(written) == json.loads(json.dumps(result)) == report.read(folder / "result.json")
+    )
+    less = json.loads(written)
+    del less["candidates"][0]["batches"][0]["latency_ms"]["p50"]
+    with pytest.raises(pydantic.ValidationError):
+        adapter.validate_json(json.dumps(less), strict=True)
+
+
+def test_result_says_what_was_measured(measured):
+    result, _ = measured
+    names = ["FP32", "BF16", "INT8"] if machine.has_bf16() else ["FP32", "INT8"]
+    assert [entry["name"] for entry in result["candidates"]] == names
+    for entry in result["candidates"]:
+        assert [batch["batch_size"] for batch in entry["batches"]] == [1, 8]
+        for batch in entry["batches"]:
+            assert batch["calls"] >= 4 * 5 and batch["rounds"] == 4
             ms = batch["latency_ms"]
-            assert 0 < ms["best"] <= ms["p50"] <= ms["p90"] <= ms["p99"]
+            assert 0 < ms["best"] <= ms["p50"]
             assert batch["throughput_fps"] == pytest.approx(1e3 * batch["batch_size"] / ms["mean"])
-        assert one["accuracy"]["images"] == 16
+        assert entry["accuracy"]["images"] == 16
+        assert entry["environment"]["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    kinds = {"FP32": {"f32"}, "BF16": {"bf16"}, "INT8": {"s8"}}
+    for entry in result["candidates"]:
+        assert set(entry["kernels"]) == kinds[entry["name"]]
+        assert sum(kernel["count"] for kernel in entry["kernels"].values()) == 3
+        if entry["kernels_source"] == "oneDNN's log":
+            assert all(0 < kernel["share"] <= 1 for kernel in entry["kernels"].values())
     assert {(r["candidate"], r["batch_size"]) for r in result["ratios"]} == {
-        (name, size) for name in ("BF16", "INT8") for size in (1, 8)
+        (name, size) for name in names[1:] for size in (1, 8)
     }
-    assert set(result["agreement"]) == {"BF16", "INT8"}
-    assert result["noise"]["verdict"] in ("steady", "noisy")
     assert result["software"]["onednn"].startswith("3.")
     assert result["settings"]["threads"] == result["machine"]["usable_cores"]
     assert result["settings"]["data"] == "dummy"
 
 
-def test_accuracy_is_the_share_of_right_classes():
-    outputs = np.eye(3)[[0, 1, 2, 2]]
-    assert stats.accuracy(outputs, np.array([0, 1, 2, 0])) == {"top1": 0.75, "images": 4}
-    assert stats.accuracy(outputs, None) is None
+def test_agreement_is_that_of_the_outputs_that_are_kept(measured, small):
+    result, folder = measured
+    fp32, int8 = (np.load(folder / "predictions" / f"{name}.npy") for name in ("FP32", "INT8"))
+    found = result["agreement"]["INT8"]
+    assert (
+        found["sqnr_db"] == pytest.approx(stats.sqnr_db(fp32, int8), abs=0.01)
+        and found["sqnr_db"] < 60
+    )
+    assert found["top1"] == (fp32.argmax(1) == int8.argmax(1)).mean()
+    assert np.allclose(graphs.FrozenGraph(small["fp32"])(images(16)), fp32, atol=1e-4)
+    right = {entry["name"]: entry["accuracy"]["top1"] for entry in result["candidates"]}
+    assert right["INT8"] == (int8.argmax(1) == 0).mean()
 
 
-def test_workers_end_with_the_block(small, tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="stop"),
-        benchmark.workers_for(
-            benchmark.candidates(small["fp32"], small["int8"], bf16=False), 1, tmp_path
-        ) as workers,
-    ):
-        processes = [one.process for one in workers.values()]
-        raise RuntimeError("stop")
-    assert all(process.poll() is not None for process in processes)
+def test_garbage_that_may_fail_is_left_out_with_its_reason(small, tmp_path):
+    other = graphs.read_graph(small["fp32"])
+    for node in other.node:
+        if node.op == "Softmax":
+            node.op = "Relu"
+    wrong = graphs.write_graph(other, tmp_path / "wrong.pb")
+    chosen = [Candidate("FP32", small["fp32"]), Candidate("wrong", wrong)]
+    how = {"inputs": images(8), "batch_sizes": [1], "progress": False}
+    with pytest.raises(UserError, match="wrong does not compute"):
+        benchmark.measure(chosen, tmp_path, **how, **EFFORT)
+    chosen[1].required = False
+    found = benchmark.measure(chosen, tmp_path, **how, **EFFORT)
+    assert "wrong does not compute" in found["failed"]["wrong"]
+    assert [entry["name"] for entry in found["candidates"]] == ["FP32"] and not found["ratios"]
 
 
-def test_a_worker_that_dies_is_told_with_its_log(small, tmp_path):
-    chosen = benchmark.candidates(small["fp32"], small["int8"], bf16=False)
-    with benchmark.workers_for(chosen, 1, tmp_path) as workers:
-        os.kill(workers["INT8"].process.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match=r"INT8 process ended .*worker_int8\.log"):
-            workers["INT8"].hear()
+def test_groups_are_measured_each_beside_the_first(small, tmp_path, monkeypatch):
+    chosen = [Candidate(name, small["fp32"]) for name in ("one", "two", "three")]
+    monkeypatch.setattr(machine, "available_memory", lambda: 1.7)
+    how = {"inputs": images(8), "batch_sizes": [1, 4], "threads": 1, "progress": False}
+    found = benchmark.measure(chosen, tmp_path, **how, **EFFORT)
+    assert [entry["name"] for entry in found["candidates"]] == ["one", "two", "three"]
+    assert {(r["candidate"], r["baseline"]) for r in found["ratios"]} == {
+        ("two", "one"),
+        ("three", "one"),
+    }
 
 
 def test_wrong_inputs_are_an_error_of_the_candidate(small, tmp_path):
     chosen = benchmark.candidates(small["fp32"], small["int8"], bf16=False)
     with pytest.raises(UserError, match="FP32: "):
-        benchmark.compare(
-            chosen, tmp_path, "small", inputs=np.zeros((4, 5, 5, 3), np.float32), **EFFORT
-        )
+        benchmark.compare(chosen, tmp_path, "small", np.zeros((4, 5, 5, 3), np.float32), **EFFORT)
     assert not (tmp_path / "result.json").exists()
+
+
+def facts(dtype, shape=(6,)):
+    return {"input": "x", "dtype": dtype, "shape": shape}
+
+
+def test_dummy_inputs_fit_the_network(small, tmp_path):
+    own = [Candidate("FP32", small["fp32"]), Candidate("INT8", small["int8"])]
+    low, high = graphs.input_range(graphs.read_graph(small["int8"]))
+    made = dummy_inputs(own, facts("float32", (8, 8, 3)), 20)
+    assert made.shape == (20, 8, 8, 3) and made.dtype == np.float32
+    assert low <= made.min() < low + 0.2 * (high - low) < made.max() <= high
+    plain = dummy_inputs(own[:1], facts("float32", (8, 8, 3)), 20)
+    assert -128 <= plain.min() < -60 and 60 < plain.max() <= 127
+    pixels = dummy_inputs(own[:1], facts("uint8", (8, 8, 3)), 20)
+    assert pixels.dtype == np.uint8 and pixels.min() < 60 and pixels.max() > 180
+    assert np.median(np.abs(np.diff(np.sort(pixels.ravel()).astype(int)))) < 3, "it wraps"
+    with pytest.raises(UserError, match="takes int32 and the graph does not tell.*--inputs"):
+        dummy_inputs(own[:1], facts("int32"), 4)
+    with pytest.raises(UserError, match="--shape 224,224,3"):
+        dummy_inputs(own[:1], facts("float32", (None, 3)), 4)
+
+
+def test_dummy_ids_are_rows_of_the_table(tmp_path):
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        ids = tf.compat.v1.placeholder(tf.int32, (None, 6), name="ids")
+        table = tf.constant(np.random.default_rng(0).standard_normal((50, 4)), tf.float32)
+        tf.reduce_sum(tf.gather(table, ids), axis=1, name="predict")
+    path = graphs.write_graph(graph.as_graph_def(), tmp_path / "ids.pb")
+    made = dummy_inputs([Candidate("FP32", path)], facts("int32"), 200)
+    assert made.dtype == np.int32 and made.min() == 0 and made.max() == 49
+    assert graphs.FrozenGraph(path)(made).shape == (200, 4)
 
 
 def command(small, tmp_path, *extra):
     words = ["--fp32", str(small["fp32"]), "--int8", str(small["int8"]), "--quick"]
     words += ["--rounds", "2", "--seconds", "0.05", "--batch-size", "1", "4"]
-    benchmark.main([*words, "--output", str(tmp_path), *extra])
+    __main__.main([*words, "--output", str(tmp_path), *extra])
 
 
 def test_command_line_prints_the_rows_of_the_original(small, tmp_path, capsys):
@@ -228,9 +186,10 @@ def test_command_line_prints_the_rows_of_the_original(small, tmp_path, capsys):
         (["--fp32", "absent.pb"], "no model at absent.pb"),
         (["--int8", str(ROOT / "README.md")], "not a whole frozen"),
         (["--input-name", "nonsense"], "no node 'nonsense'"),
-        (["--shape", "5,5,3"], "FP32: "),
+        (["--shape", "5x5x3"], "FP32: "),
         (["--inputs", str(ROOT / "README.md")], "cannot be read as a NumPy array"),
         (["--rounds", "0"], "2"),
+        (["--shape", "224by3"], "2"),
     ],
 )
 def test_command_line_says_what_is_wrong(small, tmp_path, extra, message):
@@ -243,16 +202,13 @@ def test_settings_of_notebook_06_are_the_defaults(small, tmp_path):
     path = tmp_path / "settings.json"
     tuned = {"threads": 1, "batch_sizes": [2, 4], "knobs": {"ITEX_LAYOUT_OPT": "1"}, "notes": {}}
     path.write_text(json.dumps(tuned))
-    words = ["--fp32", str(small["fp32"]), "--int8", str(small["int8"]), "--bf16"]
+    words = ["--fp32", str(small["fp32"]), "--int8", str(small["int8"])]
     words += ["--rounds", "2", "--seconds", "0.02", "--settings", str(path)]
-    benchmark.main([*words, "--output", str(tmp_path)])
+    __main__.main([*words, "--output", str(tmp_path)])
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["settings"]["threads"] == 1 and result["settings"]["batch_sizes"] == [2, 4]
-    assert [one["knobs"] for one in result["candidates"]] == [
-        tuned["knobs"],
-        {**tuned["knobs"], **benchmark.BF16_KNOBS},
-        tuned["knobs"],
-    ]
+    for entry in result["candidates"]:
+        assert entry["knobs"] == tuned["knobs"] and entry["environment"]["ITEX_LAYOUT_OPT"] == "1"
 
 
 def test_the_command_line_goes_before_the_settings(small, tmp_path):
@@ -286,26 +242,25 @@ def test_settings_that_will_not_do(small, tmp_path, text, message):
         benchmark.read_settings(tmp_path / "absent.json")
 
 
-def altered(result, throughput, isa):
-    changed = json.loads(json.dumps(result))
-    changed["machine"]["isa"] = isa
-    for one in changed["ratios"]:
-        one["throughput_times"] = dict.fromkeys(("median", "low", "high", "best"), throughput)
-    return changed
+def test_rounds_and_limits_of_the_command_line_are_the_effort(small, tmp_path):
+    command(small, tmp_path, "--rounds", "3", "--limit", "33")
+    settings = json.loads((tmp_path / "result.json").read_text())["settings"]
+    wanted = {"min_rounds": 3, "max_rounds": 3, "limit": 33.0, "seconds": 0.05, "min_calls": 1}
+    assert {key: settings[key] for key in PROFILES["quick"]} == wanted
 
 
-def test_conclusion_is_computed_from_the_result(measured):
-    result, _ = measured
-    faster = report.conclusion(altered(result, 7.77, ["amx_int8"]))
-    assert "7.77 times the throughput" in faster and "not faster" not in faster and "AMX" in faster
-    slower = report.conclusion(altered(result, 0.8, ["avx2"]))
-    assert "not faster" in slower and "Without DL Boost" in slower
-    assert "neither DL Boost nor AMX" in slower
-    puzzling = report.conclusion(altered(result, 0.8, ["avx512_vnni"]))
-    assert "not faster" in puzzling and "look at the graph" in puzzling
+def test_bf16_is_refused_where_there_is_none(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    with pytest.raises(SystemExit, match="no BF16 instructions"):
+        command(small, tmp_path, "--bf16")
 
 
-def test_noise_is_in_the_conclusion(measured):
-    noisy = {"verdict": "noisy", "spread_percent": 31.0, "slowdown_percent": 47.0}
-    text = report.conclusion({**measured[0], "noise": noisy})
-    assert "noisy" in text and "31 %" in text and "47 %" in text
+def test_a_graph_of_several_inputs_needs_its_inputs(small, tmp_path):
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        first, second = (tf.compat.v1.placeholder(tf.float32, (None, 4), name) for name in "ab")
+        tf.add(first, second, name="sum")
+    path = graphs.write_graph(graph.as_graph_def(), tmp_path / "two.pb")
+    with pytest.raises(SystemExit, match="input"):
+        command({"fp32": path, "int8": path}, tmp_path, "--input-name", "a")

@@ -219,7 +219,11 @@ def cancelled(cluster, whole, tmp_path_factory):
 
     def workers():
         commands = [Path(f"/proc/{pid}/cmdline") for pid in cluster.of_job(number)]
-        return [one for one in commands if one.exists() and b"helpers.benchmark.worker" in one.read_bytes()]
+        return [
+            one
+            for one in commands
+            if one.exists() and b"helpers.benchmark.worker" in one.read_bytes()
+        ]
 
     def measuring():
         assert cluster.job(number)["JobState"] not in ENDED, cluster.log(number)

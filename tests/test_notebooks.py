@@ -7,9 +7,7 @@ import nbformat
 import pytest
 from conftest import LONG, nbval
 
-from helpers import quantization
 from helpers.run import cli
-from helpers.graphs import read_graph
 
 BOOKS = cli.notebooks()
 
@@ -45,14 +43,14 @@ def test_an_impossible_tolerance_is_admitted(outputs, tmp_path):
     if not trained.exists():
         pytest.skip("needs the run of notebook 02 above")
     models = tmp_path / "alexnet" / "models"
-    graphs.mkdir(parents=True)
+    models.mkdir(parents=True)
     shutil.copy(trained, models)
     (models / "alexnet_int8.pb").write_text("of an earlier run")
     assert "UserError: No attempt stays within -5 points" in run("03", tmp_path, tolerance=-5)
     assert not (models / "alexnet_int8.pb").exists()
     for number in (0, 1, 2):  # the careful attempts really leave layers in FP32
         path = models / "trials" / f"per_channel_{number}_float.pb"
-        layers = graphs.layers(read_graph(path))
+        layers = graphs.layers(graphs.read_graph(path))
         assert len(layers) == 7 and sum(layer.int8 for layer in layers) == 7 - number
 
 

@@ -1,6 +1,5 @@
 """OpenVINO and ONNX Runtime on the small network; most of it needs ./set_env.sh --peers."""
 
-import json
 import os
 import re
 
@@ -8,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import images
 
-from helpers import UserError, benchmark, peers, report
+from helpers import UserError, benchmark
+from helpers.benchmark import __main__, peers, report
 
 needs_peers = pytest.mark.skipif(
     bool(peers.absent()) and "CI" not in os.environ, reason=str(peers.absent())
@@ -24,7 +24,7 @@ def made(small, tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(small, made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("result")
-    effort = {"rounds": 2, "seconds": 0.05, "min_calls": 3}
+    effort = {"min_rounds": 2, "max_rounds": 2, "seconds": 0.05, "min_calls": 3}
     chosen = benchmark.candidates(small["fp32"], small["int8"], bf16=False) + made[0]
     result = benchmark.compare(
         chosen, folder, "small", images(16), batch_sizes=(1, 4), progress=False, **effort
@@ -41,6 +41,8 @@ def test_peers_compute_the_same_and_run_in_int8(measured):
         agreement = result["agreement"][one["name"]]
         assert agreement["sqnr_db"] > 15 and agreement["top1"] >= 0.8
         assert one["layers"] == {"int8": 3, "all": 3}
+        assert one["kernels"] == {"s8": {"count": 3, "share": None}}
+        assert len(one["variants"]) == 2 and len(one["variants"][0]["best_ms"]) == 2
     assert {"openvino", "onnxruntime"} <= set(result["software"])
 
 
@@ -82,53 +84,13 @@ def test_a_model_that_cannot_be_made_is_told_with_its_log(small, tmp_path):
 
 
 def test_a_missing_environment_is_told(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(peers, "ENVIRONMENT", tmp_path / "env_peers")
+    monkeypatch.setattr(peers, "PEERS", tmp_path / "env_peers")
     assert "run ./set_env.sh --peers" in peers.absent()
     with pytest.raises(UserError, match=r"run \./set_env\.sh --peers"):
         peers.candidates(small["fp32"], images(16), tmp_path)
     words = ["--fp32", str(small["fp32"]), "--int8", str(small["int8"]), "--peers"]
     with pytest.raises(SystemExit, match=r"error: .*run \./set_env\.sh --peers"):
-        benchmark.main([*words, "--output", str(tmp_path)])
+        __main__.main([*words, "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
-        benchmark.main([*words, "--inputs", "x.npy", "--output", str(tmp_path)])
+        __main__.main([*words, "--inputs", "x.npy", "--output", str(tmp_path)])
     assert not (tmp_path / "result.json").exists()
-
-
-def test_a_result_with_peers_is_concluded_on_ours():
-    calls = {"p50": 1.0, "p90": 1.0, "p99": 1.0, "best": 1.0, "mean": 1.0}
-    times = dict.fromkeys(("median", "low", "high", "best"), 2.0)
-    names = ["FP32", "INT8", *peers.NAMES.values()]
-    runtimes = ["tensorflow", "tensorflow", *peers.NAMES]
-    chosen = [benchmark.Candidate(n, None, runtime=r) for n, r in zip(names, runtimes)]
-    batch = {"batch_size": 1, "latency_ms": calls, "throughput_fps": 1000.0}
-    result = {
-        "model": "small",
-        "machine": {"usable_cores": 2, "cpu": "a CPU", "isa": ["amx_int8"]},
-        "settings": {"batch_sizes": [1]},
-        "candidates": [
-            {
-                "name": one.name,
-                "runtime": one.runtime,
-                "batches": [batch],
-                "layers": {"int8": int(one.name != "FP32"), "all": 1},
-            }
-            for one in chosen
-        ],
-        "ratios": [
-            {
-                "candidate": name,
-                "baseline": base,
-                "batch_size": 1,
-                "throughput_times": times,
-                "latency_times": times,
-            }
-            for name, base in benchmark.pairs(chosen)
-        ],
-        "noise": {"verdict": "steady", "spread_percent": 1.0, "slowdown_percent": 1.0},
-    }
-    text = report.conclusion(json.loads(json.dumps(result)))
-    assert text.startswith("INT8 gives 2 times the throughput of FP32") and "swapped" not in text
-    assert "Against ONNX Runtime INT8, INT8 gives 2 times the throughput" in text
-    heading, *rows = report.detail_table(result).splitlines()
-    assert len({row[: heading.index("  times")].count(".") for row in rows}) == 1
-    assert all(row[heading.index("p50 ms") - 1] == " " for row in rows)

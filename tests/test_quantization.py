@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, SHAPE, images
 
-from helpers import benchmark, graphs, quantization
+from helpers import UserError, freezing, graphs, quantization, stats
 
 
 def test_loader_gives_whole_batches():
@@ -32,29 +32,6 @@ def test_int8_graph_is_quantized_and_close(small):
 def test_fp32_graph_has_no_int8_layers(small):
     layers = graphs.layers(graphs.read_graph(small["fp32"]))
     assert len(layers) == 3 and not any(layer.int8 for layer in layers)
-
-
-def test_the_mean_at_the_end_runs_in_int8(tmp_path):
-    """As an average pool from bytes to bytes: what ResNet50's last stage depends on."""
-    layers = tf.keras.layers
-    model = tf.keras.Sequential(
-        [
-            layers.Input(SHAPE),
-            layers.Conv2D(16, 3, activation="relu"),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-    fp32 = freezing.freeze(model, tmp_path / "fp32.pb")
-    with quantization.quiet(tmp_path / "log"):
-        from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
-
-        loader = quantization.CalibrationLoader(images(16), 8)
-        int8 = quantize_model(str(fp32), StaticQuantConfig(), loader, 2).graph_def
-    path = graphs.write_graph(int8, tmp_path / "int8.pb")
-    ((_, lines),) = kernels.onednn_log(path, images(4), [4], calls=1)[4]
-    (pool,) = [line for line in lines if ",primitive,exec,cpu,pooling," in line]
-    assert "src_u8" in pool and "dst_u8" in pool and "alg:pooling_avg" in pool
 
 
 def test_quiet_logs_everything_and_restores(tmp_path, capfd):
@@ -85,16 +62,6 @@ def test_the_second_quantization_leaves_the_current_folder_alone(small, tmp_path
         for _ in range(2):
             quantize_model(str(small["fp32"]), StaticQuantConfig(), loader, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
-
-
-def test_kernels_that_ran_are_read_from_onednn(small):
-    def weights(name):
-        return {kind for _, kind, _ in benchmark.executed_kernels(small[name], images(4))}
-
-    assert weights("int8") == {"s8"}
-    assert weights("fp32") == {"f32"}
-    ran = benchmark.executed_kernels(small["int8"], images(4))
-    assert sum(ran.values()) == 3
 
 
 def test_leaving_layers_float(small):
@@ -154,8 +121,6 @@ def test_kl_cuts_off_outliers_and_only_those():
 
 def test_scales_by_hand_are_those_in_the_graph(small):
     """Weights per channel: the largest absolute value over 127, in INC's graph as in numpy."""
-    import tensorflow as tf
-
     quantized = graphs.read_graph(small["int8"])
     nodes = {node.name: node for node in quantized.node}
     kernels = [kernel for kernel, _ in graphs.weights(graphs.read_graph(small["fp32"])).values()]
@@ -189,3 +154,231 @@ def test_rescaled_channels_leave_float_as_it_was_and_ruin_int8(small, tmp_path):
         config = StaticQuantConfig(weight_granularity="per_channel")
         ruined = quantize_model(str(path), config, loader, len(loader)).graph_def
     assert stats.sqnr_db(fp32, graphs.FrozenGraph(ruined)(x)) < 10
+
+
+def test_tuning_gives_the_attempts_in_their_order(tmp_path):
+    """Where nothing passes the last one tried is the last, though an earlier one was better."""
+    accuracy = {"a": 0.90, "b": 0.97, "c": 0.80}
+    attempts = [(f"attempt {name}", lambda name=name: tmp_path / name) for name in "abc"]
+    trials = quantization.tune(attempts, lambda path: accuracy[path.name], 0.99, 0.1)
+    assert [trial.graph.name for trial in trials] == ["a", "b", "c"]
+    assert [trial.accuracy for trial in trials] == [0.90, 0.97, 0.80]
+    assert [trial.drop for trial in trials] == [9.0, 2.0, 19.0]
+    assert trials[-1].name == "attempt c" and not trials[-1].passed
+
+
+def model_of(tmp_path, *middle, end=10, size=16):
+    """A frozen graph and the Keras model: Conv2D, other layers, dense."""
+    layers = tf.keras.layers
+    tf.keras.utils.set_random_seed(0)
+    source = layers.Input((size, size, 3))
+    x = layers.Conv2D(8, 3, name="first__conv")(source)
+    for layer in middle:
+        x = layer(x)
+    x = layers.Dense(end, name="last__dense")(x)
+    model = tf.keras.Model(source, x)
+    return freezing.freeze(model, tmp_path / "fp32.pb"), model
+
+
+def sixteen(count, seed=0):
+    return images(count, seed)[:, ::2, ::2] / 256
+
+
+def test_quantize_gives_what_the_written_out_steps_give(small, tmp_path):
+    path = quantization.quantize(small["fp32"], images(32, seed=1), tmp_path / "int8.pb")
+    assert path == tmp_path / "int8.pb"
+    x = images(8, seed=2)
+    by_hand = graphs.FrozenGraph(small["int8"])(x)
+    assert np.allclose(graphs.FrozenGraph(path)(x), by_hand, atol=1e-6)
+    assert "Start to apply static_quant" in (tmp_path / "int8.log").read_text()
+
+
+def test_quantize_makes_a_graph_again_when_anything_it_depends_on_changes(
+    small, tmp_path, monkeypatch
+):
+    made = []
+
+    def fake(graph_def, loader, settings, name, log):
+        made.append(settings)
+        return graph_def
+
+    monkeypatch.setattr(quantization, "_quantized", fake)
+    path, calibration = tmp_path / "int8.pb", images(16)
+
+    def quantize(source=small["fp32"], inputs=calibration, **settings):
+        quantization.quantize(source, inputs, path, **settings)
+        return len(made)
+
+    assert quantize() == 1 and quantize() == 1
+    assert quantize(granularity="per_tensor") == 2 and quantize(granularity="per_tensor") == 2
+    assert quantize(inputs=images(16, seed=1)) == 3
+    assert quantize(inputs=images(8)) == 4
+    assert quantize(source=small["int8"]) == 5
+    assert quantize(batch_size=4) == 6 and quantize(form="legacy") == 7
+    assert quantize(algorithm="kl") == 8
+    (layer, *_) = graphs.weights(graphs.read_graph(small["fp32"]))
+    assert quantize(float_layers=[layer]) == 9 and quantize(float_layers=(layer,)) == 9
+    path.write_bytes(path.read_bytes()[:-100])
+    assert quantize(float_layers=[layer]) == 10
+    monkeypatch.setattr(quantization.metadata, "version", lambda name: "another")
+    assert quantize(float_layers=[layer]) == 11
+    monkeypatch.setattr(quantization.files.inspect, "getsource", lambda module: "edited")
+    assert quantize(float_layers=[layer]) == 12
+
+
+def test_a_failed_quantization_leaves_no_graph(small, tmp_path, monkeypatch):
+    path = tmp_path / "int8.pb"
+    path.write_text("of an earlier run")
+
+    def fail(*_):
+        raise UserError("no")
+
+    monkeypatch.setattr(quantization, "_quantized", fail)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no"):
+            quantization.quantize(small["fp32"], images(16), path)
+    assert not (tmp_path / "int8.pb.json").exists()
+
+
+def test_layers_with_double_underscores_are_quantized_and_keep_their_names(tmp_path):
+    layers = tf.keras.layers
+    fp32, model = model_of(
+        tmp_path,
+        layers.ReLU(name="relu__1"),
+        layers.DepthwiseConv2D(3, name="block__0___depthwise", activation="relu"),
+        layers.Conv2D(8, 1, name="a_requant__conv", activation="relu"),
+        layers.Flatten(name="flat__ten"),
+    )
+    path = quantization.quantize(fp32, sixteen(16), tmp_path / "int8.pb")
+    expected = [layer.name for layer in graphs.layers(graphs.read_graph(fp32))]
+    listed = graphs.layers(graphs.read_graph(path))
+    assert len(expected) == 4 and all("__" in name for name in expected)
+    assert [layer.name for layer in listed if layer.int8] == expected
+    x = sixteen(8, seed=3)
+    assert stats.sqnr_db(model(x).numpy(), graphs.FrozenGraph(path)(x)) > 15
+
+
+def test_layers_named_stay_float_and_no_others(tmp_path):
+    """INC takes a name for the beginning of names: Conv2D for Conv2D_1, too."""
+    kernel = np.random.default_rng(0).uniform(-1, 1, (3, 3, 3, 3)).astype(np.float32)
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 16, 16, 3), "input")
+        for name in ("a__b", "a__b_1", "a__b_2"):
+            x = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME", name=name), [0.1] * 3))
+        tf.identity(x, "predict")
+    fp32 = graphs.write_graph(graph.as_graph_def(), tmp_path / "fp32.pb")
+    path = quantization.quantize(fp32, sixteen(8), tmp_path / "x.pb", float_layers=["a__b"])
+    listed = {layer.name: layer.int8 for layer in graphs.layers(graphs.read_graph(path))}
+    assert listed == {"a__b": False, "a__b_1": True, "a__b_2": True}
+    with pytest.raises(UserError, match="fp32.pb has no layer a__c"):
+        quantization.quantize(fp32, sixteen(8), tmp_path / "x.pb", float_layers=["a__c"])
+
+
+def test_the_legacy_form_has_operations_of_its_own(small, tmp_path):
+    x = images(32, seed=1)
+    path = quantization.quantize(small["fp32"], x, tmp_path / "legacy.pb", form="legacy")
+    listed = graphs.layers(graphs.read_graph(path))
+    assert len(listed) == 3 and all(layer.int8 for layer in listed)
+    assert all("Quantized" in layer.op for layer in listed)
+    low, high = graphs.input_range(graphs.read_graph(path))
+    assert low <= x.min() * 0.99 and high >= x.max() * 0.99
+    with pytest.raises(UserError, match="no form 'onnx'"):
+        quantization.quantize(small["fp32"], x, tmp_path / "x.pb", form="onnx")
+
+
+@pytest.mark.parametrize("pool", ["MaxPooling2D", "AveragePooling2D"])
+def test_pools_between_two_kinds_of_bytes_do_not_end_the_process(pool, tmp_path):
+    """A pool of signed bytes before a dense layer, which has unsigned ones, aborts in oneDNN."""
+    layers = tf.keras.layers
+    middle = layers.Activation("tanh"), getattr(layers, pool)(4), layers.Flatten()
+    fp32, model = model_of(tmp_path, *middle)
+    path = quantization.quantize(fp32, sixteen(16), tmp_path / "int8.pb")
+    assert all(layer.int8 for layer in graphs.layers(graphs.read_graph(path)))
+    x = sixteen(8, seed=3)
+    outputs = outputs_of_a_process(path, x, tmp_path)
+    assert stats.sqnr_db(model(x).numpy(), outputs) > 15
+
+
+def test_pools_of_one_kind_of_bytes_stay_int8(tmp_path):
+    layers = tf.keras.layers
+    middle = layers.ReLU(), layers.MaxPooling2D(4), layers.Flatten()
+    fp32, _ = model_of(tmp_path, *middle)
+    int8 = graphs.read_graph(quantization.quantize(fp32, sixteen(16), tmp_path / "int8.pb"))
+    nodes = {node.name: node for node in int8.node}
+    (pool,) = (node for node in int8.node if node.op == "MaxPool")
+    assert nodes[pool.input[0]].op == "Dequantize"
+
+
+def test_what_an_elu_gives_keeps_its_sign(tmp_path):
+    """INC takes it for positive; with unsigned bytes all below zero would be lost (2 dB)."""
+    layers = tf.keras.layers
+    middle = layers.Activation("elu"), layers.Conv2D(8, 3), layers.Flatten()
+    fp32, model = model_of(tmp_path, *middle)
+    path = quantization.quantize(fp32, sixteen(16), tmp_path / "int8.pb")
+    x = sixteen(8, seed=3)
+    assert stats.sqnr_db(model(x).numpy(), graphs.FrozenGraph(path)(x)) > 15
+
+
+def outputs_of_a_process(graph, x, folder):
+    """The outputs of a frozen graph, run where native code that aborts fails the test only."""
+    np.save(folder / "x.npy", x)
+    code = (
+        "import sys, numpy; from helpers import graphs; "
+        "numpy.save(sys.argv[3], graphs.FrozenGraph(sys.argv[1])(numpy.load(sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", code, graph, folder / "x.npy", folder / "y.npy"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    return np.load(folder / "y.npy")
+
+
+def test_a_graph_that_inc_cannot_read_is_told_in_a_sentence(tmp_path):
+    """A call of a function that is not there: INC gives a model whose graph is None."""
+    kernel = np.ones((3, 3, 3, 3), np.float32)
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, (None, 16, 16, 3), "input")
+        inner = tf.function(lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"))
+        tf.identity(inner(tf.nn.conv2d(x, kernel, 1, "SAME")), "predict")
+    graph_def = graph.as_graph_def()
+    graph_def.library.Clear()
+    fp32 = graphs.write_graph(graph_def, tmp_path / "fp32.pb")
+    with pytest.raises(UserError, match="gives no INT8 graph for fp32.pb.*stands in"):
+        quantization.quantize(fp32, sixteen(8), tmp_path / "int8.pb")
+    assert not (tmp_path / "int8.pb").exists()
+
+
+def test_the_mean_at_the_end_runs_in_int8(tmp_path):
+    """As an average pool from bytes to bytes: what ResNet50's last stage depends on."""
+    layers = tf.keras.layers
+    model = tf.keras.Sequential(
+        [
+            layers.Input(SHAPE),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    fp32 = freezing.freeze(model, tmp_path / "fp32.pb")
+    with quantization.quiet(tmp_path / "log"):
+        from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
+
+        loader = quantization.CalibrationLoader(images(16), 8)
+        int8 = quantize_model(str(fp32), StaticQuantConfig(), loader, 2).graph_def
+    path = graphs.write_graph(int8, tmp_path / "int8.pb")
+    from helpers.benchmark import kernels
+
+    ((_, lines),) = kernels.onednn_log(path, images(4), [4], calls=1)[4]
+    (pool,) = [line for line in lines if ",primitive,exec,cpu,pooling," in line]
+    assert "src_u8" in pool and "dst_u8" in pool and "alg:pooling_avg" in pool
+
+
+def test_kernels_that_ran_are_read_from_onednn(small):
+    from helpers import benchmark
+
+    def weights(name):
+        return {kind for _, kind, _ in benchmark.executed_kernels(small[name], images(4))}
+
+    assert weights("int8") == {"s8"}
+    assert weights("fp32") == {"f32"}
+    ran = benchmark.executed_kernels(small["int8"], images(4))
+    assert sum(ran.values()) == 3

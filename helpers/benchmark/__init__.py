@@ -1,1 +1,21 @@
-"""The measuring tool: candidates in processes of their own, interleaved rounds, one result."""
+"""The measuring tool: candidates in processes of their own, interleaved rounds, one result.
+
+`compare` measures and writes result.json, `measure` only measures; `candidates` gives FP32, BF16
+and INT8. `python -m helpers.benchmark --help` is the command line.
+"""
+
+from helpers.benchmark.kernels import executed_kernels, profile
+from helpers.benchmark.measurement import compare, measure
+from helpers.benchmark.processes import BF16_KNOBS, Candidate, candidates
+from helpers.benchmark.settings import read_settings
+
+__all__ = [
+    "BF16_KNOBS",
+    "Candidate",
+    "candidates",
+    "compare",
+    "executed_kernels",
+    "measure",
+    "profile",
+    "read_settings",
+]

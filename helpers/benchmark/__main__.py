@@ -1,7 +1,40 @@
 """The command line: python -m helpers.benchmark."""
 
+import argparse
+import re
+import sys
+from pathlib import Path
 
-def main(arguments=None):
+import numpy as np
+
+from helpers import UserError, graphs
+from helpers.benchmark import peers, report
+from helpers.benchmark.measurement import compare, dummy_inputs
+from helpers.benchmark.processes import candidates
+from helpers.benchmark.settings import read_settings
+
+
+def shape_of(text):
+    """The sizes in 224,224,3 (or 224x224x3)."""
+    if not re.fullmatch(r"\d+([,x]\d+)*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no shape; write it like 224,224,3")
+    return tuple(int(size) for size in re.split("[,x]", text))
+
+
+def positive(kind):
+    """What argparse is to read as a number above 0."""
+
+    def read(text):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not positive")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def parse(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m helpers.benchmark",
         description="Compare frozen TensorFlow graphs (FP32, BF16, INT8) side by side.",
@@ -13,105 +46,77 @@ def main(arguments=None):
     add("--peers", action="store_true", help="also OpenVINO and ONNX Runtime (set_env.sh --peers)")
     add("--calibration", type=Path, help="images for --peers as .npy; default: dummy images")
     add("--settings", type=Path, metavar="FILE", help="threads, batch sizes, knobs of notebook 06")
-    add("--batch-size", type=int, nargs="+", metavar="N", help="default: 1 32")
-    add("--seconds", type=float, help="per round, candidate and batch size")
-    add("--rounds", type=int, help="interleaved rounds")
-    add("--quick", action="store_true", help="fewer and shorter rounds")
-    add("--threads", type=int, help="default: physical cores this process may use")
-    add("--inputs", type=Path, help="inputs as .npy (N, …); default: dummy images")
-    add("--shape", help="shape of one input where the graph does not tell, e.g. 224,224,3")
+    add("--batch-size", type=positive(int), nargs="+", metavar="N", help="default: 1 32")
+    add("--seconds", type=positive(float), help="per turn: round, candidate and batch size")
+    add("--rounds", type=positive(int), help="exactly so many, resolved or not")
+    add("--limit", type=positive(float), help="seconds of measuring; default: 240, quick 60")
+    add("--quick", action="store_true", help="shorter turns, and a lower limit")
+    add("--threads", type=positive(int), help="default: physical cores this process may use")
+    add("--inputs", type=Path, help="inputs as .npy (N, …); default: made up")
+    add("--shape", type=shape_of, help="of one input where the graph does not tell: 224,224,3")
     add("--input-name", help="where the graph has several inputs")
     add("--output-name", help="where the graph has several outputs")
     add("--output", type=Path, default=Path("outputs/benchmark"), metavar="DIR")
     options = parser.parse_args(arguments)
-    effort = {"seconds": options.seconds, "rounds": options.rounds}
-    effort = {key: value for key, value in effort.items() if value is not None}
-    asked = [*(options.batch_size or [1]), *effort.values(), options.threads or 1]
-    if min(asked) <= 0 or options.threads == 0:
-        parser.error("batch sizes, rounds, seconds and threads must be positive")
     if options.peers and options.inputs and not options.calibration:
         parser.error("--peers with --inputs needs --calibration: training images as .npy")
+    return options
+
+
+def main(arguments=None):
+    options = parse(arguments)
     try:
-        tuned = read_settings(options.settings) if options.settings else {}
-        batch_sizes = options.batch_size or tuned.get("batch_sizes", [1, 32])
-        inputs = None
-        if options.inputs:
-            inputs = load_inputs(options.inputs)
-        elif options.shape:
-            shape = [int(size) for size in options.shape.split(",")]
-            inputs = dummy_inputs({"shape": shape}, max(64, *batch_sizes))
-        chosen = candidates(
-            options.fp32,
-            options.int8,
-            bf16=options.bf16,
-            input_name=options.input_name,
-            output_name=options.output_name,
-        )
-        for one in chosen:
-            one.knobs = {**tuned.get("knobs", {}), **one.knobs}
-        if options.peers:
-            chosen += peer_candidates(options)
-        result = compare(
-            chosen,
-            options.output,
-            options.fp32.stem,
-            inputs=inputs,
-            batch_sizes=batch_sizes,
-            profile="quick" if options.quick else "full",
-            threads=options.threads or tuned.get("threads"),
-            settings={"data": str(options.inputs or "dummy images")},
-            **effort,
-        )
-        report.show(result, options.output)
+        report.show(run(options), options.output)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted; nothing was written.")
 
 
-def peer_candidates(options):
-    """The peers' candidates for the command line's options."""
-    if peers.absent():
-        raise UserError(peers.absent())
-    names = (options.input_name, options.output_name)
-    if options.calibration:
-        images = load_inputs(options.calibration)
-    else:
-        shape = options.shape and [int(size) for size in options.shape.split(",")]
-        shape = shape or models.find_signature(models.read_graph(options.fp32), *names).shape
-        images = dummy_inputs({"input": names[0], "shape": shape}, 16, seed=1)
-    return peers.candidates(options.fp32, images, options.output / "models" / "peers", *names)
+def run(options):
+    """Measure what the options of the command line ask for; gives the result."""
+    tuned = read_settings(options.settings) if options.settings else {}
+    batch_sizes = options.batch_size or tuned.get("batch_sizes", [1, 32])
+    names = {"input_name": options.input_name, "output_name": options.output_name}
+    chosen = candidates(options.fp32, options.int8, bf16=options.bf16, **names)
+    for candidate in [*chosen, *(way for one in chosen for way in one.variants)]:
+        candidate.knobs = {**tuned.get("knobs", {}), **candidate.knobs}
+    inputs = load_inputs(options.inputs) if options.inputs else None
+    if inputs is None:
+        inputs = made_up(options, chosen, max(64, *batch_sizes))
+    if options.peers:
+        if peers.absent():
+            raise UserError(peers.absent())
+        images = load_inputs(options.calibration) if options.calibration else None
+        if images is None:
+            images = made_up(options, chosen, 16, seed=1)
+        chosen += peers.candidates(options.fp32, images, options.output / "models", **names)
+    effort = {"seconds": options.seconds, "limit": options.limit}
+    if options.rounds:
+        effort |= {"min_rounds": options.rounds, "max_rounds": options.rounds}
+    return compare(
+        chosen,
+        options.output,
+        options.fp32.stem,
+        inputs=inputs,
+        batch_sizes=batch_sizes,
+        profile="quick" if options.quick else "full",
+        threads=options.threads or tuned.get("threads"),
+        settings={
+            "weights": "as given",
+            "data": options.inputs.name if options.inputs else "made up",
+        },
+        **{key: value for key, value in effort.items() if value is not None},
+    )
 
 
-SETTINGS = {"threads": int, "batch_sizes": list, "knobs": dict, "notes": dict}
-
-
-def read_settings(path):
-    """What notebook 06 chose: threads, batch_sizes, knobs (environment variables), notes.
-
-    All are optional; `notes` is not used. Raises UserError for a file that is something else.
-    """
-    try:
-        settings = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as settings: {error}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no settings: an object with {', '.join(SETTINGS)}.")
-    for name, value in settings.items():
-        if name not in SETTINGS:
-            raise UserError(
-                f"{path}: there is no setting '{name}'. There are: {', '.join(SETTINGS)}."
-            )
-        numbers = value if name == "batch_sizes" else [value] if name == "threads" else [1]
-        texts = [*value, *value.values()] if name == "knobs" and isinstance(value, dict) else []
-        if (
-            type(value) is not SETTINGS[name]
-            or not numbers
-            or not all(type(one) is int and one > 0 for one in numbers)
-            or not all(type(one) is str for one in texts)
-        ):
-            raise UserError(f"{path}: {json.dumps(value)} will not do for '{name}'.")
-    return settings
+def made_up(options, chosen, count, seed=0):
+    """Dummy inputs for the graphs of the command line."""
+    fp32 = graphs.read_graph(options.fp32)
+    signature = graphs.find_signature(fp32, options.input_name, options.output_name, options.fp32)
+    facts = vars(signature) | ({"shape": options.shape} if options.shape else {})
+    own = [chosen[0], chosen[-1]]
+    return dummy_inputs(own, facts, count, seed)
 
 
 def load_inputs(path):
@@ -120,3 +125,7 @@ def load_inputs(path):
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read as a NumPy array: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,94 +1,130 @@
-"""What oneDNN executed, and for how long: read from its own log."""
+"""What oneDNN executed for a call, and for how long: read from its own log.
+
+ONEDNN_VERBOSE=1 makes oneDNN print a line for every primitive that it executes; its worker
+switches the same on for single calls. The type of the weights tells the precision: s8 is INT8.
+Source: oneDNN developer guide, "Verbose Mode".
+"""
 
 import re
-import subprocess
-import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from helpers import machine
+from helpers.benchmark.processes import Candidate, teams_for
+
+LAYERS = ("convolution", "deconvolution", "inner_product", "matmul")
 
 
-def onednn_log(graph, images, batch_sizes, calls):
-    """What oneDNN logs (ONEDNN_VERBOSE=1) of a frozen graph in a process of its own.
+@dataclass(frozen=True)
+class Primitive:
+    """An executed primitive; `weights` is s8, bf16, f32, … of a layer and None of anything else.
 
-    For each of the batch sizes, of as many calls with the first of the `images`:
-    {batch size: [(seconds, [line])]}.
+    `kernel` is the implementation as oneDNN names it (brgconv:avx512_core_amx), `kind` what tells
+    the uses apart: the kernel size of a convolution, the data types of a reorder or a pool. `ms` is
+    its time, None where the runtime does not tell.
     """
-    from helpers.benchmark import environment
 
-    code = (
-        "import sys, numpy; from helpers import models, worker; "
-        "graph = models.FrozenGraph(sys.argv[1]); images = numpy.load(sys.argv[2])\n"
-        "for size in map(int, sys.argv[4:]):\n"
-        "    x = images[:size]\n"
-        "    for _ in range(int(sys.argv[3])):\n"
-        "        seconds = worker.time_calls(lambda: graph(x), 0, 1)[0]\n"
-        "        print('call', size, seconds, flush=True)"
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        np.save(f"{scratch}/x.npy", images)
-        done = subprocess.run(
-            [sys.executable, "-c", code, graph, f"{scratch}/x.npy"]
-            + [str(number) for number in (calls, *batch_sizes)],
-            env={**environment(machine.usable_cores()), "ONEDNN_VERBOSE": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    found, lines = {size: [] for size in batch_sizes}, []
-    for line in done.stdout.splitlines():
-        if line.startswith("call "):
-            _, size, seconds = line.split()
-            found[int(size)].append((float(seconds), lines))
-            lines = []
-        else:
-            lines.append(line)
-    return found
+    primitive: str
+    weights: str | None
+    kernel: str
+    kind: str
+    ms: float | None
 
 
-def kernels(graph, images):
-    """What oneDNN really runs for one batch: Counter of (primitive, weight type, kernel).
-
-    Read from its log of a second call; the weight type is s8 for INT8, bf16 or f32.
-    """
-    found = Counter()
-    _, (_, lines) = onednn_log(graph, images, [len(images)], calls=2)[len(images)]
+def parse(lines):
+    """The Primitives in the lines of oneDNN's log. What a graph line names is of several."""
+    executed = []
     for line in lines:
         words = line.split(",")
-        if words[1:3] == ["primitive", "exec"] and words[4] in ("convolution", "matmul"):
-            weights = re.search(r"wei_(\w+?):", line)
-            found[words[4], weights[1], words[5]] += 1
-    return found
-
-
-def profile(graph, images, batch_sizes, calls=10):
-    """Where the best of some calls goes: {batch size: (its time in ms, {(primitive, kind): ms})}.
-
-    Read from oneDNN's own log. `kind` is the kernel size of a convolution, the data types of a
-    reorder.
-    """
-
-    def spent(lines):
-        found = Counter()
-        for line in lines:
-            words = line.split(",")
-            if words[1:3] == ["primitive", "exec"]:  # "graph" lines are of several of these
-                words = words[3:]
-                found[words[1], _kind(words)] += float(words[-1])
-        return found
-
-    log = quantization.onednn_log(graph, images, batch_sizes, calls)
-    best = {size: min(calls, key=lambda call: call[0]) for size, calls in log.items()}
-    return {size: (1e3 * seconds, spent(lines)) for size, (seconds, lines) in best.items()}
+        if words[1:3] == ["primitive", "exec"]:  # as ITEX's oneDNN 3.3 has it
+            words = words[3:]
+        elif words[:1] == ["onednn_verbose"] and words[1:2] == ["exec"]:  # and its 2.x
+            words = words[2:]
+        else:
+            continue
+        weights = re.search(r"wei_(\w+?):", words[4]) if words[1] in LAYERS else None
+        executed.append(
+            Primitive(words[1], weights and weights[1], words[2], _kind(words), float(words[-1]))
+        )
+    return executed
 
 
 def _kind(words):
-    """What tells the uses of a primitive apart, from the words of a line of oneDNN's log."""
     size = re.search(r"kh(\d+).*?kw(\d+)", words[-2])
     if words[1] == "convolution" and size:
         return f"{size[1]}×{size[2]}"
     types = re.findall(r"(?:src|dst)_(\w+):", words[4])
-    return " to ".join(types) if words[1] == "reorder" else ""
+    return " to ".join(types) if words[1] in ("reorder", "pooling") else ""
+
+
+def by_weights(executed, call_ms=None):
+    """The `kernels` entry of result.json: layers that ran, by the type of their weights.
+
+    {"s8": {"count": 53, "share": 0.8}}: `share` is the part of the call's time, None where it is
+    not known.
+    """
+    entry = {}
+    for kind in sorted({layer.weights for layer in executed if layer.weights}):
+        times = [layer.ms for layer in executed if layer.weights == kind]
+        known = call_ms and None not in times
+        share = round(min(1.0, sum(times) / call_ms), 4) if known else None
+        entry[kind] = {"count": len(times), "share": share}
+    return entry
+
+
+def mistake(candidate, executed):
+    """What is wrong with the layers that ran under a name's promise, as a sentence; or None.
+
+    `executed` is a `kernels` entry. A runtime that tells of no layer is believed.
+    """
+    wanted = candidate.weights
+    if not wanted or not executed or set(executed) == {wanted}:
+        return None
+    ran = describe(executed)
+    if wanted == "f32":
+        return f"{candidate.name} is to run in FP32, but its layers ran as {ran}: swapped graphs?"
+    if wanted in executed:
+        return None  # a mixture, which is shown as one
+    reason = {
+        "s8": "is this a quantized graph, in a form that the runtime takes?",
+        "bf16": "did auto mixed precision take it?",
+    }[wanted]
+    return f"No layer of {candidate.name} ran with {wanted} weights (they ran as {ran}): {reason}"
+
+
+def describe(executed):
+    """A `kernels` entry in words: "53 s8, 1 f32"."""
+    return ", ".join(f"{entry['count']} {kind}" for kind, entry in executed.items()) or "not told"
+
+
+def ask(worker, batch_size, calls=1):
+    """Have a worker execute some calls and tell of the quickest: (ms, [Primitive])."""
+    answers = [worker.ask("kernels", batch_size=batch_size) for _ in range(calls)]
+    best = min(answers, key=lambda answer: answer["ms"] or 0)
+    return best["ms"], [Primitive(*words) for words in best["primitives"]]
+
+
+def profile(graph, images, batch_sizes, calls=10, threads=None, **how):
+    """Where the quickest of some calls goes: {batch size: (ms, [Primitive])}.
+
+    `graph` is a frozen graph, run by TensorFlow in a process of its own; `how` are fields of
+    Candidate. Raises UserError when that process cannot run it or dies.
+    """
+    candidate = Candidate("profiled", Path(graph), **how)
+    with tempfile.TemporaryDirectory(prefix="profile_") as scratch:
+        np.save(f"{scratch}/inputs.npy", images)
+        with teams_for([candidate], threads or machine.usable_cores(), scratch) as teams:
+            team = teams["profiled"]
+            team.start()
+            team.each("inputs", path=f"{scratch}/inputs.npy", batch_sizes=list(batch_sizes))
+            return {size: ask(team.worker(size), size, calls) for size in batch_sizes}
+
+
+def executed_kernels(graph, images):
+    """What oneDNN runs for one batch of `images`: Counter of (primitive, weight type, kernel)."""
+    _, executed = profile(graph, images, [len(images)], calls=1)[len(images)]
+    return Counter((one.primitive, one.weights, one.kernel) for one in executed if one.weights)

@@ -1,31 +1,46 @@
-"""Candidates, and the processes that measure them."""
+"""Candidates, and the worker processes that measure them."""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
-import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+from helpers import UserError, machine
+from helpers.stats import Round
 
-from helpers import UserError, files, machine
-
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / "env_peers"  # the environment of OpenVINO and ONNX Runtime (./set_env.sh --peers)
 BF16_KNOBS = {
     "ITEX_AUTO_MIXED_PRECISION": "1",
     "ITEX_AUTO_MIXED_PRECISION_DATA_TYPE": "BFLOAT16",
 }
+# What steers TensorFlow, ITEX, oneDNN, OpenMP or the allocator. A worker inherits none of it, but
+# for the cap, which is an experiment of the reader's own; all that it has is in its result.
+STEERING = (
+    *("DNNL_", "GLIBC_TUNABLES", "GOMP_", "ITEX_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_"),
+    *("OMP_", "ONEDNN_", "TF_", "XLA_FLAGS", "_ITEX_", "_ONEDNN_"),
+)
+CAP = "ONEDNN_MAX_CPU_ISA"
+CLOCK = time.perf_counter  # the same for all processes of a machine
+OPENING = 0.05  # seconds in which all instances get busy before their common window opens
 
 
 @dataclass
 class Candidate:
-    """One thing to measure: a frozen graph and the environment its worker starts with.
+    """One thing to measure: a frozen graph and the environment its process starts with.
 
-    `stock` leaves ITEX's optimisers out, `cpus` are the logical CPUs the process is pinned to.
-    A model of another `runtime` ("openvino", "onnxruntime") is made by helpers.peers.
+    A name that begins with FP32, BF16 or INT8 is a promise: oneDNN's weights are then checked to
+    be f32, bf16 or s8 when it runs. `stock` leaves ITEX's optimisers out. `instances` are the
+    logical CPUs of each of several processes that work at the same time; () is one process with
+    all threads, not pinned. Models of another `runtime` are made by helpers.benchmark.peers.
+    `variants` are other ways to run the same: at each batch size the fastest of all is measured.
+    One that is not `required` may fail: then it is left out, and the result says why.
     """
 
     name: str
@@ -34,59 +49,108 @@ class Candidate:
     input_name: str | None = None
     output_name: str | None = None
     stock: bool = False
-    cpus: tuple | None = None
+    instances: tuple = ()
     runtime: str = "tensorflow"
+    variant: str = ""
+    variants: list = field(default_factory=list)
+    required: bool = True
+    options: dict = field(default_factory=dict)
 
+    @property
     def bytes(self):
         """The size of the model; OpenVINO keeps the weights in a file beside it."""
         weights = [self.graph.with_suffix(".bin")] if self.graph.suffix == ".xml" else []
         return sum(path.stat().st_size for path in [self.graph, *weights])
 
+    @property
+    def weights(self):
+        """The type of the weights that its name promises: "f32", "bf16", "s8" or None."""
+        types = {"FP32": "f32", "BF16": "bf16", "INT8": "s8"}
+        return types.get(self.name.split()[0].rstrip(","))
+
+    @property
+    def gib(self):
+        """What its processes need of memory, roughly: TensorFlow, and the graph several times."""
+        alone = 0.8 + 6 * self.bytes / 2**30
+        return sum(one.gib for one in self.variants) + alone * max(1, len(self.instances))
+
 
 def candidates(fp32, int8, bf16=None, **names):
     """FP32, BF16 (the FP32 graph under ITEX auto mixed precision) and INT8, in this order.
 
-    `bf16` None means: where the CPU has it. `names` may hold input_name and output_name.
+    FP32 runs with ITEX or without, whichever is faster at a batch size. `bf16` None means: where
+    the CPU has it. `names` may hold input_name and output_name. Raises UserError where BF16 is
+    asked for and not there.
     """
-    chosen = [Candidate("FP32", Path(fp32), **names)]
-    if machine.has_bf16() if bf16 is None else bf16:
-        chosen.append(Candidate("BF16", Path(fp32), BF16_KNOBS, **names))
-    return [*chosen, Candidate("INT8", Path(int8), **names)]
+    if bf16 is None:
+        bf16 = machine.has_bf16()
+    stock = Candidate("FP32", Path(fp32), stock=True, variant="without ITEX", **names)
+    best = Candidate("FP32", Path(fp32), variant="ITEX", variants=[stock], **names)
+    middle = [Candidate("BF16", Path(fp32), dict(BF16_KNOBS), **names)] if bf16 else []
+    return [best, *middle, Candidate("INT8", Path(int8), **names)]
 
 
-def environment(threads):
-    """The environment of a process that measures: what is here, and the thread knobs."""
+def refuse_bf16(candidate):
+    """Raise UserError for a candidate in BF16 on a CPU without it, where ITEX would crash."""
+    wanted = candidate.weights == "bf16" or candidate.knobs.get("ITEX_AUTO_MIXED_PRECISION") == "1"
+    if wanted and not machine.has_bf16():
+        cap = f" (oneDNN is capped at {os.environ[CAP]})" if os.environ.get(CAP) else ""
+        raise UserError(
+            f"{candidate.name} was not started: this CPU has no BF16 instructions{cap}, and ITEX's "
+            "mixed precision ends the process without them. Leave BF16 out."
+        )
+
+
+def environment(threads, knobs=None):
+    """The whole environment of a process that measures.
+
+    Nothing of STEERING is inherited but the cap; what is set here and `knobs` are all there is.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name == CAP or not name.startswith(STEERING)
+    }
     return {
-        **os.environ,
+        **inherited,
         "TF_CPP_MIN_LOG_LEVEL": "1",
+        "TF_ENABLE_ONEDNN_OPTS": "1",  # off by default on CPUs without AVX-512
         "OMP_NUM_THREADS": str(threads),
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_NUM_INTEROP_THREADS": "1",
         "KMP_BLOCKTIME": "1",  # ms; by default an idle worker spins into the next turn
         "_ONEDNN_CONSTANT_CACHE": "1",  # ITEX's default, which `helpers` switches off elsewhere
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        "PYTHONPATH": str(ROOT),
+        **(knobs or {}),
     }
 
 
-class Worker:
-    """A candidate's process; `ask` sends a request and waits for the answer."""
+def steering(variables):
+    """The part of an environment that steers what is measured."""
+    return {name: variables[name] for name in sorted(variables) if name.startswith(STEERING)}
 
-    def __init__(self, candidate, threads, log):
+
+class Worker:
+    """A process that holds one candidate; `ask` sends a request and waits for the answer."""
+
+    def __init__(self, candidate, threads, log, cpus=None):
         self.name, self.log = candidate.name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         own = candidate.runtime == "tensorflow"
-        python = sys.executable if own else peers.ENVIRONMENT / "bin" / "python"
+        python = sys.executable if own else PEERS / "bin" / "python"
+        variables = environment(threads, candidate.knobs)
+        self.steering = steering(variables)
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
-                [python, "-m", "helpers.worker"],
+                [python, "-m", "helpers.benchmark.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env={**environment(threads), **candidate.knobs},
+                env=variables,
             )
-        job = dataclasses.asdict(candidate)
-        self.tell({**job, "graph": str(candidate.graph), "threads": threads})
+        job = dataclasses.asdict(dataclasses.replace(candidate, variants=[]))
+        self.tell({**job, "graph": str(candidate.graph), "threads": threads, "cpus": cpus})
 
     def tell(self, request):
         with contextlib.suppress(BrokenPipeError):  # `hear` says that the process has ended
@@ -95,15 +159,12 @@ class Worker:
     def hear(self):
         line = self.process.stdout.readline()
         if not line:
-            status = self.process.wait()
-            raise UserError(
-                f"The {self.name} process ended with status {status} (-9 is often too little "
-                f"memory). Its log: {self.log}"
-            )
+            ended = machine.ending(self.process.wait())
+            raise UserError(f"The {self.name} process {ended}. Its log: {self.log}")
         answer = json.loads(line)
         if "error" in answer:
             raise UserError(f"{self.name}: {answer['error']} Its log: {self.log}")
-        return answer
+        return answer["value"]
 
     def ask(self, do, **request):
         self.tell({"do": do, **request})
@@ -112,91 +173,84 @@ class Worker:
     def stop(self):
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):  # what it was told last is still unsent
+                pipe.close()
 
 
-@contextlib.contextmanager
-def workers_for(chosen, threads, logs):
-    """Start a worker per candidate, give them by name; end them all however the block ends."""
-    workers = {}
-    try:
-        for candidate in chosen:
-            log = Path(logs) / f"worker_{candidate.name.lower().replace(' ', '_')}.log"
-            workers[candidate.name] = Worker(candidate, threads, log)
-        yield workers
-    finally:
-        for worker in workers.values():
+class Team:
+    """All processes of a candidate: its instances, or one per variant.
+
+    `facts` is what the first process says of its graph, after `start`.
+    """
+
+    def __init__(self, candidate, threads, logs):
+        self.candidate, self.name = candidate, candidate.name
+        self.workers, self.fastest = [], {}
+        stem = self.name.lower().replace(" ", "_").replace(",", "")
+        jobs = [(candidate, cpus) for cpus in candidate.instances]
+        jobs = jobs or [(one, None) for one in (candidate, *candidate.variants)]
+        try:
+            for number, (one, cpus) in enumerate(jobs):
+                log = Path(logs) / f"worker_{stem}{f'_{number}' if number else ''}.log"
+                own = len(cpus) if cpus else threads
+                self.workers.append(Worker(one, own, log, cpus))
+        except BaseException:
+            self.stop()
+            raise
+
+    def start(self):
+        """Wait until all have loaded their graph."""
+        facts = [worker.hear() for worker in self.workers]
+        self.facts = facts[0]
+
+    def worker(self, batch_size):
+        """The process whose variant is measured at this batch size."""
+        return self.workers[self.fastest.get(batch_size, 0)]
+
+    def each(self, do, **request):
+        """Ask all processes at once; the answers in their order."""
+        for worker in self.workers:
+            worker.tell({"do": do, **request})
+        return [worker.hear() for worker in self.workers]
+
+    def turn(self, batch_size, seconds, min_calls):
+        """One turn at a batch size: a Round.
+
+        One process makes a call that does not count, because another process has had the caches,
+        then calls for `seconds`, at least `min_calls` times. Several work at the same time, and
+        the share of each call counts that lies within a common window.
+        """
+        if not self.candidate.instances:
+            request = {"batch_size": batch_size, "seconds": seconds, "min_calls": min_calls}
+            return Round.of_calls(batch_size, self.worker(batch_size).ask("time", **request))
+        start = CLOCK() + OPENING
+        marks = self.each("window", batch_size=batch_size, end=start + seconds)
+        calls = list(itertools.chain.from_iterable(marks))
+        return window(batch_size, calls, start, start + seconds)
+
+    def stop(self):
+        for worker in self.workers:
             worker.stop()
 
 
-def predict(workers, inputs, batch_sizes, folder, most=200):
-    """Give all workers the same inputs (N, …); outputs by name, kept as <folder>/<name>.npy.
-
-    They are computed in batches of the largest of the sizes to be measured that there are inputs
-    for, up to `most`: every other size would have to be compiled, too.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    most = min(most, len(inputs))
-    sizes = [size for size in batch_sizes if size <= most] or [most]
-    outputs = {}
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:
-        np.save(f"{scratch}/inputs.npy", inputs)
-        for worker in workers.values():  # all at once: a graph is optimised on one core
-            worker.tell({"do": "inputs", "path": f"{scratch}/inputs.npy", "batch_sizes": sizes})
-        for worker in workers.values():
-            worker.hear()
-        for name, worker in workers.items():
-            with files.whole(folder / f"{name}.npy") as part:
-                worker.ask("predict", batch_size=max(sizes), to=str(part))
-            outputs[name] = np.load(folder / f"{name}.npy")
-    return outputs
+def window(batch_size, calls, start, end):
+    """The Round of calls (start, end) of several processes, as far as they lie within a window."""
+    inside = [(max(first, start), min(last, end), last - first) for first, last in calls]
+    shares = [(last - first) / whole for first, last, whole in inside if last > first]
+    durations = [whole for first, last, whole in inside if last > first]
+    images = batch_size * sum(shares)
+    return Round(durations, images, end - start, images / (end - start))
 
 
-def warm(workers, batch_sizes, seconds):
-    """Warm up one worker after the other, in windows of a round's `seconds`, at most 0.3."""
-    for worker in workers.values():
-        for size in batch_sizes:
-            worker.ask("warm", batch_size=size, seconds=min(0.3, seconds))
-
-
-def run_rounds(workers, batch_sizes, rounds, seconds, min_calls, progress=True):
-    """Interleaved timing: {name: {batch size: [durations (s) of the calls of each round]}}."""
-    names = list(workers)
-    times = {name: {size: [] for size in batch_sizes} for name in names}
-    steps = tqdm(
-        total=rounds * len(batch_sizes) * len(names),
-        desc="Measuring",
-        file=sys.stdout,
-        ncols=78,
-        mininterval=1,
-        bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}",
-        disable=not progress,
-    )
-    with steps:
-        for index in range(rounds):
-            for size in batch_sizes:
-                for name in names if index % 2 == 0 else reversed(names):
-                    durations = workers[name].ask(
-                        "time", batch_size=size, seconds=seconds, min_calls=min_calls
-                    )
-                    times[name][size].append(durations)
-                    steps.update()
-    return times
-
-
-def window(workers, batch_size, seconds):
-    """All workers at once: (images per second together, durations (s) of the calls).
-
-    Each calls from when it is told until the window ends; what counts is the share of a call that
-    lies within the window, which opens once all are surely busy.
-    """
-    start = worker.CLOCK() + 0.05
-    for one in workers:
-        one.tell({"do": "window", "batch_size": batch_size, "end": start + seconds})
-    calls = [call for one in workers for call in one.hear()]
-    inside = [call for call in calls if call[1] > start and call[0] < start + seconds]
-    done = sum(
-        (min(end, start + seconds) - max(begin, start)) / (end - begin) for begin, end in inside
-    )
-    return batch_size * done / seconds, [end - begin for begin, end in inside]
+@contextlib.contextmanager
+def teams_for(chosen, threads, logs):
+    """Start a Team per candidate, give them by name; end them all however the block ends."""
+    teams = {}
+    try:
+        for candidate in chosen:
+            teams[candidate.name] = Team(candidate, threads, logs)
+        yield teams
+    finally:
+        for team in teams.values():
+            team.stop()

@@ -1,14 +1,43 @@
-"""What people see of a result: the table, the conclusion and the two figures."""
+"""What people see of a result: the tables, the conclusion and the two figures."""
 
+import json
 import textwrap
 from pathlib import Path
 
-from helpers import files, machine
+from helpers import UserError, figures, files, machine, stats
+from helpers.benchmark import kernels
+from helpers.figures import number
+
+DIFFERENT = 0.05  # best calls and medians are both told where they lie further apart
+HELD_BACK_PERCENT = 25.0  # a median call slower than this against the quickest tenth needs an hour
+SAME = {"median": 1.0, "low": 1.0, "high": 1.0, "best": 1.0}
 
 
-def _batch(result, name, size):
-    entry = next(one for one in result["candidates"] if one["name"] == name)
-    return next(one for one in entry["batches"] if one["batch_size"] == size)
+def read(path):
+    """The result in a file, of this schema or an older one; UserError where there is none in it."""
+    try:
+        result = json.loads(Path(path).read_text())
+        for entry in result["ratios"]:
+            times = entry["throughput_times"], entry["latency_times"]
+            entry.setdefault("resolved", all(map(stats.is_resolved, times)))
+            entry.setdefault("verdict", stats.verdict(times[0]))
+        for entry in result["candidates"]:
+            entry |= {"kernels": {}, "variants": [], "runtime": "tensorflow"} | entry
+        result["noise"] |= {
+            "resolved": sum(entry["resolved"] for entry in result["ratios"]),
+            "ratios": len(result["ratios"]),
+        }
+        names_and_sizes(result)
+        return {"failed": {}} | result
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is no result of this package ({reason}).") from error
+
+
+def batch_of(result, name, size):
+    """The `batches` entry of a candidate at a batch size."""
+    candidate = next(entry for entry in result["candidates"] if entry["name"] == name)
+    return next(entry for entry in candidate["batches"] if entry["batch_size"] == size)
 
 
 def ratio(result, name, size, baseline=None):
@@ -17,17 +46,26 @@ def ratio(result, name, size, baseline=None):
     The baseline is the first candidate where none is named.
     """
     baseline = baseline or result["candidates"][0]["name"]
-    for one in result["ratios"]:
-        if (one["candidate"], one["baseline"], one["batch_size"]) == (name, baseline, size):
-            return one
-    same = {"median": 1.0, "low": 1.0, "high": 1.0, "best": 1.0}
-    return {"throughput_times": same, "latency_times": same}
+    for entry in result["ratios"]:
+        if (entry["candidate"], entry["baseline"], entry["batch_size"]) == (name, baseline, size):
+            return entry
+    return {"throughput_times": SAME, "latency_times": SAME, "verdict": "", "resolved": True}
 
 
 def names_and_sizes(result):
     """Candidate names, and the batch sizes that latency and throughput are quoted at."""
     sizes = result["settings"]["batch_sizes"]
-    return [one["name"] for one in result["candidates"]], min(sizes), max(sizes)
+    return [entry["name"] for entry in result["candidates"]], min(sizes), max(sizes)
+
+
+def own(result):
+    """The candidates that run in TensorFlow (of helpers.benchmark.peers there may be more)."""
+    return [entry for entry in result["candidates"] if entry["runtime"] == "tensorflow"]
+
+
+def where(result):
+    """One line naming the machine, with the threads that were used."""
+    return machine.summary({**result["machine"], "usable_cores": result["settings"]["threads"]})
 
 
 def _table(rows):
@@ -41,116 +79,226 @@ def _table(rows):
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _own(result):
-    """The candidates that run in TensorFlow (of helpers.peers' runtimes there may be more)."""
-    return [one for one in result["candidates"] if one.get("runtime", "tensorflow") == "tensorflow"]
-
-
 def absolute_table(result):
     names, small, large = names_and_sizes(result)
-    fps = [number(_batch(result, name, large)["throughput_fps"]) for name in names]
-    ms = [f"{_batch(result, name, small)['latency_ms']['p50']:.2f}" for name in names]
-    return _table([("Model", names), ("throughput(fps)", fps), ("latency(ms)", ms)])
+    fps = [number(batch_of(result, name, large)["throughput_fps"]) for name in names]
+    ms = [f"{batch_of(result, name, small)['latency_ms']['p50']:.2f}" for name in names]
+    return _table(
+        [
+            ("Model", [*names, ""]),
+            ("throughput(fps)", [*fps, f"at batch {large}"]),
+            ("latency(ms)", [*ms, f"at batch {small}"]),
+        ]
+    )
 
 
 def times_table(result):
     names, small, large = names_and_sizes(result)
     fps = [number(ratio(result, name, large)["throughput_times"]["median"]) for name in names]
     ms = [number(ratio(result, name, small)["latency_times"]["median"]) for name in names]
-    return _table([("Model", names), ("throughput_times", fps), ("latency_times", ms)])
+    return _table(
+        [
+            ("Model", [*names, ""]),
+            ("throughput_times", [*fps, f"at batch {large}"]),
+            ("latency_times", [*ms, f"at batch {small}"]),
+        ]
+    )
 
 
 def detail_table(result):
-    """Percentiles of one call per batch size, and ratios with their range."""
-    head = ["batch", "p50 ms", "p90 ms", "p99 ms", "best ms", "img/s", "times [95 % range]  best"]
-    wide = max(7, *(len(one["name"]) + 2 for one in result["candidates"]))
-    lines = [
-        "".join([head[0].ljust(8), "".ljust(wide), *(h.rjust(9) for h in head[1:6]), "  ", head[6]])
-    ]
+    """Percentiles of one call per batch size, and ratios with their interval.
+
+    A percentile for which there were too few calls is shown as –.
+    """
+    head = ["p50 ms", "p90 ms", "p99 ms", "best ms", "img/s"]
+    wide = max(7, *(len(entry["name"]) + 2 for entry in result["candidates"]))
+    titles = "".join(title.rjust(9) for title in head)
+    lines = ["batch".ljust(8) + " " * wide + titles + "  times [interval]      best  verdict"]
     for size in result["settings"]["batch_sizes"]:
         for entry in result["candidates"]:
-            batch = _batch(result, entry["name"], size)
+            batch = batch_of(result, entry["name"], size)
             ms = [batch["latency_ms"][key] for key in ("p50", "p90", "p99", "best")]
-            cells = [f"{value:.2f}".rjust(9) for value in ms]
-            cells.append(number(batch["throughput_fps"]).rjust(9))
-            times = ratio(result, entry["name"], size)["throughput_times"]
-            span = f"[{number(times['low'])} - {number(times['high'])}]"
-            last = f"{number(times['median']).ljust(5)} {span.ljust(14)} {number(times['best'])}"
-            label = str(size).ljust(8) + entry["name"].ljust(wide)
-            lines.append(
-                label + "".join(cells) + "  " + ("1" if entry is result["candidates"][0] else last)
-            )
+            cells = ["–" if value is None else f"{value:.2f}" for value in ms]
+            cells.append(number(batch["throughput_fps"]))
+            row = str(size).ljust(8) + entry["name"].ljust(wide)
+            row += "".join(cell.rjust(9) for cell in cells) + "  "
+            lines.append(row + _ratio_cells(result, entry["name"], size))
     return "\n".join(lines)
+
+
+def _ratio_cells(result, name, size):
+    if name == result["candidates"][0]["name"]:
+        return "1"
+    entry = ratio(result, name, size)
+    times = entry["throughput_times"]
+    cells = number(times["median"]).ljust(6) + span(times).ljust(16)
+    return cells + number(times["best"]).ljust(6) + entry["verdict"]
+
+
+def span(times):
+    """The interval of a ratio: [low - high]."""
+    return f"[{number(times['low'])} - {number(times['high'])}]"
 
 
 def conclusion(result):
     """Sentences on what was measured, each computed from the result."""
+    names = [entry["name"] for entry in own(result)]
+    int8, base = names[-1], names[0]
+    sentences = [headline(result, int8, base)]
+    sentences += two_views(result, int8, base)
+    sentences += without_itex(result)
+    sentences += mixtures(result)
+    sentences += not_faster(result, int8, base)
+    for entry in result["candidates"]:
+        if entry["runtime"] != "tensorflow":
+            sentences.append(against(result, int8, entry["name"]))
+    sentences += [f"{name} is left out: {why}" for name, why in result["failed"].items()]
+    return " ".join([*sentences, *noise(result)])
+
+
+def headline(result, name, base):
     _, small, large = names_and_sizes(result)
-    own = _own(result)
-    int8, last = own[-1]["name"], own[0]["name"]
-    up = ratio(result, int8, large)["throughput_times"]
-    down = ratio(result, int8, small)["latency_times"]
-    sentences = [
-        f"{int8} gives {number(up['median'])} times the throughput of {last} at batch {large} and "
-        f"{number(down['median'])} times its latency at batch {small}, on "
-        f"{machine.summary(result['machine'])}."
-    ]
-    for one in (own[0], own[-1]):
-        if (one["layers"]["int8"] == 0) == (one["name"] == int8):
-            count = one["layers"]["int8"] or "no"
-            sentences.append(f"But {one['name']} has {count} layers in INT8: swapped graphs?")
-    slower = [
-        one["batch_size"]
-        for one in result["ratios"]
-        if (one["candidate"], one["baseline"]) == (int8, last)
-        and one["throughput_times"]["median"] <= 1.0
-    ]
-    if slower:
-        where = ", ".join(str(size) for size in slower)
-        sentences.append(f"At batch size {where} {int8} is not faster. {why_not(result)}")
-    for one in result["candidates"]:
-        if one not in own:
-            up, down = (ratio(result, int8, size, one["name"]) for size in (large, small))
-            sentences.append(
-                f"Against {one['name']}, {int8} gives "
-                f"{number(up['throughput_times']['median'])} times the throughput at batch {large} "
-                f"and {number(down['latency_times']['median'])} times the latency at batch {small}."
-            )
-    if machine.int8_level(result["machine"]["isa"]) != "AMX":
-        sentences.append(machine.expectation(result["machine"]["isa"]))
-    noise = result["noise"]
-    sentences.append(
-        "The measurement was steady"
-        if noise["verdict"] == "steady"
-        else "The measurement was noisy (other work on this machine?); repeat it before quoting it"
+    up = ratio(result, name, large, base)["throughput_times"]
+    down = ratio(result, name, small, base)["latency_times"]
+    return (
+        f"{name} gives {number(up['median'])} times the throughput of {base} at batch {large} "
+        f"{span(up)} and {number(down['median'])} times its latency at batch {small} {span(down)}, "
+        f"on {where(result)}."
     )
-    sentences[-1] += (
-        f": chance moves a ratio by up to {noise['spread_percent']:.0f} %, and the median call "
-        f"takes up to {noise['slowdown_percent']:.0f} % longer than the best one."
-    )
-    return " ".join(sentences)
+
+
+def two_views(result, name, base):
+    """What the best calls say, where it is something else than the median of the rounds."""
+    _, small, large = names_and_sizes(result)
+    up = ratio(result, name, large, base)["throughput_times"]
+    down = ratio(result, name, small, base)["latency_times"]
+    if all(abs(times["best"] / times["median"] - 1) <= DIFFERENT for times in (up, down)):
+        return []
+    return [
+        f"Those are medians over the rounds: what this run had most of the time. Between the best "
+        f"calls of each it is {number(up['best'])} and {number(down['best'])} times: what each "
+        "reached in its least disturbed call."
+    ]
+
+
+def without_itex(result):
+    """Where FP32 was faster without ITEX, which is then what is divided by."""
+    sentences = []
+    for entry in result["candidates"]:
+        for pilot in entry["variants"]:
+            used, times = pilot["variant"], pilot["best_ms"]
+            if entry["runtime"] == "tensorflow" and used != "ITEX" and "ITEX" in times:
+                sentences.append(
+                    f"At batch {pilot['batch_size']} {entry['name']} ran without ITEX, which took "
+                    f"{number(times[used])} ms where ITEX took {number(times['ITEX'])} ms."
+                )
+    return sentences
+
+
+def mixtures(result):
+    """Candidates whose layers ran in more than one precision."""
+    return [
+        f"{entry['name']} is a mixture; its layers ran as {kernels.describe(entry['kernels'])}."
+        for entry in result["candidates"]
+        if len(entry["kernels"]) > 1
+    ]
+
+
+def not_faster(result, name, base):
+    """At which batch sizes INT8 is slower, or not shown to be faster, and why that may be."""
+    sentences = []
+    for word, text in (
+        ("slower", "{name} is slower at batch {sizes}. {why}"),
+        ("no effect", "{name} is as fast as {base} at batch {sizes}, within 2 %. {why}"),
+        ("not resolved", "Whether {name} is faster at batch {sizes} is not resolved."),
+    ):
+        sizes = [
+            str(entry["batch_size"])
+            for entry in result["ratios"]
+            if (entry["candidate"], entry["baseline"]) == (name, base) and entry["verdict"] == word
+        ]
+        if sizes:
+            names = {"name": name, "base": base, "sizes": ", ".join(sizes)}
+            sentences.append(text.format(why=why_not(result), **names))
+    return sentences
 
 
 def why_not(result):
     """The likely reason why INT8 is not faster on the machine of this result."""
     if machine.int8_level(result["machine"]["isa"]) == "none":
-        return "Without DL Boost or AMX, INT8 needs about as many instructions as FP32."
+        return (
+            "Without VNNI or AMX a product of bytes takes three instructions instead of one, and "
+            "what is quantized and back between the layers costs time, too."
+        )
     return (
         "The CPU has INT8 instructions, so look at the graph: layers that stayed in FP32, or work "
         "per call too small to repay the quantize steps."
     )
 
 
+def against(result, name, other):
+    """Our candidate beside another runtime's, with the verdict of each."""
+    _, small, large = names_and_sizes(result)
+    parts = []
+    for size in dict.fromkeys((large, small)):
+        entry = ratio(result, name, size, other)
+        times = entry["throughput_times"]
+        text = f"{number(times['median'])} times the throughput at batch {size} {span(times)}"
+        parts.append(f"{text}: {entry['verdict']}")
+    return f"Against {other}, {name} gives {', and '.join(parts)}."
+
+
+def noise(result):
+    """How far the ratios are to be trusted, and what to do where they are not."""
+    facts, ratios = result["noise"], result["ratios"]
+    if not ratios:
+        return []
+    rounds = [batch.get("rounds") for entry in result["candidates"] for batch in entry["batches"]]
+    coverage = min(entry["throughput_times"].get("coverage", 0) for entry in ratios)
+    brackets = "In brackets: the interval of the median ratio over the rounds."
+    if coverage and all(rounds):
+        ends = dict.fromkeys((min(rounds), max(rounds)))
+        brackets = (
+            f"In brackets: the interval that holds the true median ratio in {coverage:.0%} of such "
+            f"runs ({' to '.join(map(str, ends))} rounds)."
+        )
+    if facts["resolved"] == facts["ratios"]:
+        return [brackets, "Every ratio is resolved: its interval lies within ±5 %."]
+    told = f"{facts['resolved']} of {facts['ratios']} ratios are resolved to within ±5 %"
+    widest = 100 * max(
+        stats.half_width(entry[key])
+        for entry in ratios
+        for key in ("throughput_times", "latency_times")
+    )
+    text = f"{told}; the widest interval is ±{widest:.0f} %"
+    if facts["slowdown_percent"] > HELD_BACK_PERCENT:
+        return [
+            brackets,
+            f"{text}, and the median call takes up to {facts['slowdown_percent']:.0f} % longer "
+            "than the quickest tenth: something else uses this machine. Repeat it at another hour.",
+        ]
+    return [brackets, f"{text}. More rounds make it narrower: run longer (without --quick)."]
+
+
 def agreement_lines(result):
     return "\n".join(
-        f"{name}: same top-1 class as FP32 on {one['top1']:.1%} of the inputs, "
-        f"SQNR {one['sqnr_db']:.1f} dB"
-        for name, one in result["agreement"].items()
+        f"{name}: same top-1 class as FP32 on {entry['top1']:.1%} of the inputs, "
+        f"SQNR {entry['sqnr_db']:.1f} dB"
+        for name, entry in result["agreement"].items()
+    )
+
+
+def kernel_lines(result):
+    """What each candidate's runtime said that it executed."""
+    width = max(len(entry["name"]) for entry in result["candidates"])
+    return "\n".join(
+        f"{entry['name']:{width}}  layers executed: {kernels.describe(entry['kernels'])}"
+        for entry in result["candidates"]
     )
 
 
 def _bars(axes, title, names, values, spans, lower_is_better):
-    colours = [COLOURS.get(name, "#009E73") for name in names]
+    colours = [figures.COLOURS.get(name, figures.OTHER) for name in names]
     names = [name.replace(" ", "\n") for name in names]
     bars = axes.bar(names, values, color=colours, width=0.62)
     if spans:
@@ -162,7 +310,7 @@ def _bars(axes, title, names, values, spans, lower_is_better):
     tops = [span[1] for span in spans] if spans else values
     for bar, value, top in zip(bars, values, tops):
         place = (bar.get_x() + bar.get_width() / 2, max(value, top))
-        note(axes, number(value), place, fontsize=13, fontweight="bold")
+        figures.note(axes, number(value), place, fontsize=13, fontweight="bold")
     axes.set_title(title, fontsize=13, pad=10)
     axes.set_xlabel("lower is better" if lower_is_better else "higher is better", color="#555555")
     axes.margins(y=0.16)
@@ -170,38 +318,40 @@ def _bars(axes, title, names, values, spans, lower_is_better):
     axes.tick_params(axis="x", labelsize=12 if len(names) < 5 else 11, length=0)
 
 
-def figures(result):
+def draw(result):
     """The two figures, as (file name, matplotlib Figure)."""
     from matplotlib.figure import Figure
 
     names, small, large = names_and_sizes(result)
 
-    def draw(file, heading, left, right):
+    def both(file, heading, left, right, foot=""):
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         figure.suptitle(f"{result['model']}: {heading}", fontsize=15, fontweight="bold")
         for axes, (title, values, spans, lower) in zip(figure.subplots(1, 2), (left, right)):
             _bars(axes, title, names, values, spans, lower)
-        figure.supxlabel(machine.summary(result["machine"]), fontsize=9, color="#555555")
+        figure.supxlabel(where(result) + foot, fontsize=9, color="#555555")
         return file, figure
 
     def spans(key, size):
         entries = [ratio(result, name, size)[key] for name in names]
         return [e["median"] for e in entries], [(e["low"], e["high"]) for e in entries]
 
-    fps = [_batch(result, name, large)["throughput_fps"] for name in names]
-    ms = [_batch(result, name, small)["latency_ms"]["p50"] for name in names]
+    fps = [batch_of(result, name, large)["throughput_fps"] for name in names]
+    ms = [batch_of(result, name, small)["latency_ms"]["p50"] for name in names]
+    base = result["candidates"][0]["name"]
     return [
-        draw(
+        both(
             "fp32_int8_absolute.png",
             "measured speed",
             (f"Throughput, batch {large} (images/s)", fps, None, False),
             (f"Latency, batch {small} (ms, median)", ms, None, True),
         ),
-        draw(
+        both(
             "fp32_int8_times.png",
-            "compared with FP32",
-            (f"Throughput, batch {large} (times FP32)", *spans("throughput_times", large), False),
-            (f"Latency, batch {small} (times FP32)", *spans("latency_times", small), True),
+            f"compared with {base}",
+            (f"Throughput, batch {large} (times {base})", *spans("throughput_times", large), False),
+            (f"Latency, batch {small} (times {base})", *spans("latency_times", small), True),
+            ". Lines: interval of the median",
         ),
     ]
 
@@ -209,7 +359,7 @@ def figures(result):
 def save_figures(result, folder):
     """Write both PNGs whole; gives their paths."""
     paths = []
-    for name, figure in figures(result):
+    for name, figure in draw(result):
         with files.whole(Path(folder) / name) as part:
             figure.savefig(part, format="png", dpi=110)
         paths.append(Path(folder) / name)
@@ -219,13 +369,15 @@ def save_figures(result, folder):
 def show(result, folder):
     """Save the figures and print the comparison as the original sample did, then the details."""
     absolute, times = save_figures(result, folder)
-    names = [one["name"] for one in _own(result)]
+    names = [entry["name"] for entry in own(result)]
     print(f"Compare the Performance of {names[0]} and {names[-1]} Models")
     print(absolute_table(result))
     print(f"Save to {absolute}")
     print(times_table(result))
-    print(f"Save to {times}\n")
+    print(f"Save to {times}")
+    print("(times: medians of the ratio within a round, so not quite the quotients above)\n")
     print(detail_table(result) + "\n")
+    print(kernel_lines(result))
     print(agreement_lines(result))
     print(textwrap.fill(conclusion(result), 100))
 

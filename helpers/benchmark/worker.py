@@ -1,7 +1,7 @@
-"""One candidate in a process of its own: reads commands as JSON lines, answers the same way.
+"""One candidate in a process of its own: reads requests as JSON lines, answers the same way.
 
-Started by helpers.benchmark, which sets the environment first: thread counts and the ITEX and
-oneDNN knobs are read only once, when TensorFlow is imported.
+Started by helpers.benchmark.processes, which sets the environment first: thread counts and the
+ITEX and oneDNN knobs are read only once, when TensorFlow is imported.
 """
 
 import dataclasses
@@ -10,13 +10,12 @@ import itertools
 import json
 import os
 import sys
-import time
 
 import numpy as np
 
-from helpers import UserError, machine, quantization
-
-CLOCK = time.perf_counter
+from helpers import UserError
+from helpers.benchmark import runtimes
+from helpers.benchmark.processes import CLOCK
 
 
 def time_calls(call, seconds, min_calls):
@@ -49,10 +48,10 @@ def warm_up(call, window_seconds, tolerance=0.05, limit_seconds=20.0):
     calls, best = 1, float("inf")
     end = CLOCK() + limit_seconds
     while True:
-        window = time_calls(call, window_seconds, 2)
-        calls += len(window)
-        settled = min(window) > best * (1 - tolerance)
-        best = min(best, *window)
+        durations = time_calls(call, window_seconds, 2)
+        calls += len(durations)
+        settled = min(durations) > best * (1 - tolerance)
+        best = min(best, *durations)
         if settled or CLOCK() > end:
             return {"calls": calls, "settled": settled}
 
@@ -69,57 +68,57 @@ def aligned(array):
     return copy
 
 
-def load(job):
-    """The graph of `job` in its runtime, to be called with a batch, and what to tell of it."""
-    if job["cpus"]:
-        os.sched_setaffinity(0, job["cpus"])
-    if job["runtime"] == "tensorflow":
-        from helpers.models import FrozenGraph
+class Server:
+    """Answers requests about one graph; the methods without underscore are the requests."""
 
-        names = job["input_name"], job["output_name"]
-        graph = FrozenGraph(job["graph"], *names, stock=job["stock"])
-        layers = quantization.layers(graph.session.graph.as_graph_def())
-        counts = {"int8": sum(layer.int8 for layer in layers), "all": len(layers)}
-        return graph, {"software": {"onednn": machine.onednn_version()}, "layers": counts}
-    from helpers import peers
+    def __init__(self, graph):
+        self._graph, self._images, self._batches = graph, None, {}
 
-    graph = peers.RUNTIMES[job["runtime"]](job["graph"], job["threads"])
-    return graph, {"software": graph.software, "layers": graph.layers()}
+    def _call(self, size):
+        """What calls the graph with a batch of the first images, repeated where they are few."""
+        if size not in self._batches:
+            rows = np.resize(np.arange(len(self._images)), size)
+            dtype = self._graph.signature.dtype
+            self._batches[size] = aligned(np.asarray(self._images[rows], dtype))
+        batch = self._batches[size]
+        return lambda: self._graph(batch)
+
+    def inputs(self, path, batch_sizes):
+        """Take the images in an .npy file, and compile for the batch sizes."""
+        self._images, self._batches = np.load(path), {}
+        for size in batch_sizes:
+            self._call(size)()
+
+    def predict(self, batch_size, to):
+        """Write the outputs for all images into an .npy file."""
+        inputs = np.asarray(self._images, self._graph.signature.dtype)
+        with open(to, "wb") as file:
+            np.save(file, self._graph.predict(inputs, batch_size))
+
+    def warm(self, batch_size, seconds):
+        return warm_up(self._call(batch_size), seconds)
+
+    def time(self, batch_size, seconds, min_calls):
+        """Durations (s), after one call that is not counted: its data were out of the caches."""
+        call = self._call(batch_size)
+        call()
+        return time_calls(call, seconds, min_calls)
+
+    def window(self, batch_size, end):
+        return window_calls(self._call(batch_size), end)
+
+    def kernels(self, batch_size):
+        """What the runtime executes for a call: see `runtimes.TensorFlow.kernels`."""
+        return self._graph.kernels(self._call(batch_size))
 
 
-def serve(job, requests, answer):
-    """Load the graph of `job`, then answer each request until the requests end."""
-    graph, facts = load(job)
-    images, batches = None, {}
-
-    def batch(size):
-        if size not in batches:
-            rows = np.resize(np.arange(len(images)), size)
-            batches[size] = aligned(np.asarray(images[rows], graph.signature.dtype))
-        return batches[size]
-
-    answer({"device": graph.device, **facts, **dataclasses.asdict(graph.signature)})
+def serve(graph, requests, answer):
+    """Say what `graph` is, then answer each request until the requests end."""
+    answer({"value": {**graph.facts, **dataclasses.asdict(graph.signature)}})
+    server = Server(graph)
     for line in requests:
         request = json.loads(line)
-        if request["do"] == "inputs":
-            images = np.load(request["path"])
-            for size in request["batch_sizes"]:
-                graph(batch(size))
-            answer({})
-        elif request["do"] == "predict":
-            inputs = np.asarray(images, graph.signature.dtype)
-            with open(request["to"], "wb") as file:
-                np.save(file, graph.predict(inputs, request["batch_size"]))
-            answer({})
-        elif request["do"] == "warm":
-            x = batch(request["batch_size"])
-            answer(warm_up(lambda x=x: graph(x), request["seconds"]))
-        elif request["do"] == "window":
-            x = batch(request["batch_size"])
-            answer(window_calls(lambda x=x: graph(x), request["end"]))
-        else:
-            x = batch(request["batch_size"])
-            answer(time_calls(lambda x=x: graph(x), request["seconds"], request["min_calls"]))
+        answer({"value": getattr(server, request.pop("do"))(**request)})
 
 
 def main():
@@ -132,9 +131,14 @@ def main():
         print(json.dumps(value), file=answers)
 
     try:
-        serve(json.loads(sys.stdin.readline()), sys.stdin, answer)
+        serve(runtimes.load(json.loads(sys.stdin.readline())), sys.stdin, answer)
     except UserError as error:
         answer({"error": str(error)})
     except Exception as error:  # told to the reader by the parent; the whole of it is in the log
-        answer({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"})
+        text = (str(error).strip() or "no further word").splitlines()[0][:300]
+        answer({"error": f"{type(error).__name__}: {text}"})
         raise
+
+
+if __name__ == "__main__":
+    main()
