@@ -81,8 +81,10 @@ def main(arguments=None):
         for path in books:
             rows[path.stem][cap] = run(path, output, cap)
             print(f"{cap:<18} {path.stem:<24} {rows[path.stem][cap]}", flush=True)
+            if not rows[path.stem][cap][0].isdigit():
+                print("\n".join((output / f"{path.stem}.log").read_text().splitlines()[-60:]))
     print(f"\nSeconds of each notebook by ONEDNN_MAX_CPU_ISA, on {here}:\n{table(rows, caps)}")
-    failed = [word for row in rows.values() for word in row.values() if not word[0].isdigit()]
+    failed = [end for row in rows.values() for end in row.values() if not end[0].isdigit()]
     print(f"{len(failed)} of {len(books) * len(caps)} failed." if failed else "All passed.")
     return 1 if failed else 0
 
