@@ -28,9 +28,11 @@ export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
 for word in "$@"; do
   case $word in
-    -h | --help | --list) exec python3 -m helpers.run "$@" ;; # needs no environment
+    -h | --help | --list) # needs no environment, and any Python will do
+      exec python3 -c 'import sys; sys.path[0] = sys.argv.pop(1)
+from helpers.run.cli import main; sys.exit(main())' "$here" "$@" ;;
   esac
 done
 "$here/set_env.sh"
 source "$here/env_intel_tf/bin/activate"
-exec python -m helpers.run "$@"
+exec python -P -m helpers.run "$@" # -P: these helpers, whatever the folder it is called from holds

@@ -6,6 +6,8 @@ are left alone.
 
 import os
 
+__version__ = "0.2.0"  # what changed: CHANGELOG.md
+
 # Their start-up lines are no news to a reader
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("ITEX_CPP_MIN_LOG_LEVEL", "2")

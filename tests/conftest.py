@@ -1,5 +1,6 @@
 """What several test files share: a small real network, and nbval over a notebook."""
 
+import functools
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from helpers import datasets, freezing, graphs, quantization
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
+# Nobody answers there, so that no test downloads: the weights of ResNet50 are made here everywhere.
+os.environ["RESNET50_URL"] = "http://127.0.0.1:9"
 # The order in which slow tests find what others have made: models, the outputs of the whole run.
 FIRST, LAST = ["test_headless", "test_notebooks", "test_faults"], ["test_browser", "test_cluster"]
 # Their outputs in the whole run are compared; the other notebooks are executed once more for that.
@@ -37,11 +40,30 @@ def pytest_xdist_make_scheduler(config, log):
     return Files(config, log)
 
 
+# a namespace of its own; who is not root may have one, too, as its root
+UNSHARE = ["unshare", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
+
+
+@functools.cache
+def may_unshare():
+    """Whether namespaces may be made here; containers mostly forbid it, whatever is installed."""
+    try:
+        return subprocess.run([*UNSHARE, "--net", "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def needs(*tools):
-    """Skip a test where a program is missing; in CI it has to be there, and the test fails."""
+    """Skip a test where a program is missing; in CI it has to be there, and the test fails.
+
+    Where the right to use unshare is missing, which nobody can install, it is skipped in CI, too.
+    """
     missing = [tool for tool in tools if shutil.which(tool) is None]
-    reason = f"needs {', '.join(missing)}"
-    return pytest.mark.skipif(bool(missing) and "CI" not in os.environ, reason=reason)
+    if missing:
+        skip, reason = "CI" not in os.environ, f"needs {', '.join(missing)}"
+    else:
+        skip, reason = "unshare" in tools and not may_unshare(), "may not make namespaces here"
+    return pytest.mark.skipif(skip, reason=reason)
 
 
 @pytest.fixture(scope="session")

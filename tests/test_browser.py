@@ -68,18 +68,18 @@ def server(checkout, tmp_path_factory):
         stderr=subprocess.DEVNULL,
     )
     end = time.monotonic() + 60
-    while not (found := list((home / "runtime").glob("jpserver-*.json"))):
+    while not (running := list((home / "runtime").glob("jpserver-*.json"))):
         assert process.poll() is None and time.monotonic() < end, "Jupyter did not start"
         time.sleep(0.2)
     time.sleep(1)  # written, perhaps not yet whole
-    yield json.loads(found[0].read_text())
+    yield json.loads(running[0].read_text())
     process.send_signal(signal.SIGTERM)
     process.wait(30)
 
 
 def test_jupyter_listens_on_loopback_only(server):
     connections = psutil.Process(server["pid"]).net_connections()
-    listening = {one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN}
+    listening = {socket.laddr.ip for socket in connections if socket.status == psutil.CONN_LISTEN}
     assert listening and listening <= {"127.0.0.1", "::1"}
 
 
@@ -116,9 +116,11 @@ def test_run_all_in_the_browser(server, checkout, tmp_path):
         text = book.inner_text()
         result = json.loads((checkout / "outputs" / "resnet50" / "result.json").read_text())
         assert "Traceback" not in text
-        for one in result["candidates"]:
-            layers = one["layers"]
-            assert f"{one['name']}: {layers['int8']} of {layers['all']} layers in INT8" in text
+        for candidate in result["candidates"]:
+            layers = candidate["layers"]
+            assert (
+                f"{candidate['name']}: {layers['int8']} of {layers['all']} layers in INT8" in text
+            )
         speed = result["candidates"][-1]["batches"][-1]["throughput_fps"]
         assert "throughput(fps)" in text and f"{speed:.3g}" in text
         pictures = book.locator(".jp-OutputArea-output img")

@@ -57,6 +57,15 @@ def test_list_and_help_name_every_notebook():
             assert title in done.stdout and "minute" in minutes
 
 
+def test_the_folder_it_is_called_from_does_not_matter(tmp_path):
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "__init__.py").write_text("raise SystemExit('another helpers')")
+    done = subprocess.run(
+        [ROOT / "run_all.sh", "--list"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and cli.notebooks()[0].stem in done.stdout, done.stderr
+
+
 def test_list_and_help_need_nothing_but_an_old_python():
     """No package, and no syntax newer than Python 3.8 in what is imported for them."""
     for option in ("--list", "--help"):

@@ -23,18 +23,18 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 def free_ports(count):
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
     return ports
 
 
 def wait_until(ready, seconds, what):
     end = time.monotonic() + seconds
-    while not (found := ready()):
+    while not (value := ready()):
         assert time.monotonic() < end, f"waited {seconds} s for {what()}"
         time.sleep(0.2)
-    return found
+    return value
 
 
 class Cluster:
@@ -128,14 +128,14 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscri
 
     def processes(self, *marks):
         """Processes with this cluster's SLURM_CONF, and with `marks`, in their environment."""
-        marks, found = {one.encode() for one in (f"SLURM_CONF={self.conf}", *marks)}, []
+        marks, pids = {mark.encode() for mark in (f"SLURM_CONF={self.conf}", *marks)}, []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if marks <= set(path.read_bytes().split(b"\0")):
-                    found.append(int(path.parent.name))
+                    pids.append(int(path.parent.name))
             except OSError:  # it has ended, or is not ours
                 continue
-        return found
+        return pids
 
     def of_job(self, number):
         return self.processes(f"SLURM_JOB_ID={number}")
@@ -220,9 +220,9 @@ def cancelled(cluster, whole, tmp_path_factory):
     def workers():
         commands = [Path(f"/proc/{pid}/cmdline") for pid in cluster.of_job(number)]
         return [
-            one
-            for one in commands
-            if one.exists() and b"helpers.benchmark.worker" in one.read_bytes()
+            path
+            for path in commands
+            if path.exists() and b"helpers.benchmark.worker" in path.read_bytes()
         ]
 
     def measuring():
@@ -259,9 +259,9 @@ def test_two_jobs_at_once_keep_to_their_cpus_and_folders(cluster, whole, tmp_pat
     for output, name, options in zip(outputs, books, [["--cpus-per-task=1"], []]):
         jobs.append(cluster.submit(*options, SCRIPT, "--quick", name, "--output", output))
     wait_until(
-        lambda: all(cluster.job(one)["JobState"] == "RUNNING" for one in jobs),
+        lambda: all(cluster.job(number)["JobState"] == "RUNNING" for number in jobs),
         20,
-        lambda: f"both jobs to run: {[cluster.job(one) for one in jobs]}",
+        lambda: f"both jobs to run: {[cluster.job(number) for number in jobs]}",
     )
     for number, name, output, other in zip(jobs, books, outputs, reversed(outputs)):
         job, log = cluster.finish(number, 600)

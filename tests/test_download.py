@@ -206,6 +206,12 @@ def test_no_server(tmp_path):
         download.published(tmp_path, "http://127.0.0.1:9/models", progress=False)
 
 
+def test_no_test_downloads(tmp_path):
+    """All of them inherit an address where nobody answers."""
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/.*no connection"):
+        download.published(tmp_path, progress=False)
+
+
 def test_full_disk(server, tmp_path):
     """On a file system of 64 KiB, in a mount namespace of its own."""
     server.files[NAMES["fp32"]] = b"\x00" * 1_000_000

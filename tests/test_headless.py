@@ -8,44 +8,45 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
+import conftest
 import papermill
 import psutil
 import pytest
-from conftest import LONG, ROOT, needs, replayed
+from conftest import LONG, ROOT, UNSHARE, may_unshare, needs, replayed
 
 from helpers.run import cli
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A checkout in a path with a space, with an environment of its own made by set_env.sh.
-
-    Its lock is empty; the packages come from the environment that runs the tests.
-    """
-    copy = tmp_path_factory.mktemp("workshop") / "a checkout"
+    """A checkout in a path with spaces and other letters, with an environment made there."""
+    copy = tmp_path_factory.mktemp("workshop") / "un été à Köln"
     copy.mkdir()
-    for name in ("run_all.sh", "set_env.sh"):
+    for name in ("run_all.sh", "set_env.sh", "requirements.txt"):
         shutil.copy(ROOT / name, copy)
-    for name in ("helpers", "notebooks"):
+    for name in ("environments", "helpers", "notebooks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "requirements.txt").write_text("")
-    subprocess.run([copy / "set_env.sh"], check=True, capture_output=True)
-    packages = next((copy / "env_intel_tf").glob("lib/python*/site-packages"))
-    path = next(path for path in sys.path if path.endswith("site-packages"))
-    (packages / "shared.pth").write_text(path + "\n")
-    (copy / "env_intel_tf" / "share").symlink_to(Path(sys.prefix) / "share")  # Jupyter's templates
+    # from the Python behind the environment of the tests, wherever that came from
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [copy / "set_env.sh"], env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return copy
 
 
-# a namespace of its own; who is not root may have one, too, as its root
-UNSHARE = ["unshare", "--mount"] + (["--map-root-user"] if os.geteuid() else [])
-
-
 def isolated(checkout):
-    """Words before a command that leave it no network and a checkout that cannot be written."""
+    """Words before a command that leave it no network and a checkout that cannot be written.
+
+    No words where namespaces may not be made: the notebooks are run all the same.
+    """
+    if not (may_unshare() and shutil.which("ip")):
+        warnings.warn("run with network, in a checkout that can be written", stacklevel=2)
+        return []
     script = (
         'ip link set lo up && mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
     )
@@ -102,7 +103,6 @@ class Page(HTMLParser):
         self.text += data
 
 
-@needs("unshare", "ip")
 def test_the_whole_of_it(checkout, whole, tmp_path):
     """Every notebook, quick, offline, from another folder, out of a checkout nobody can write.
 
@@ -114,7 +114,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     before = {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
     models = output / "alexnet" / "models"
     process = subprocess.Popen(command, cwd=elsewhere, stdout=subprocess.DEVNULL)
-    wait_for(lambda: list(graphs.glob("**/checkpoint")), process)
+    wait_for(lambda: list(models.glob("**/checkpoint")), process)
     status, seconds = interrupt(process)
     assert status == 130 and seconds < 25
     assert not (models / "alexnet_fp32.pb").exists() and not half_written(output)
@@ -123,7 +123,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     training = output / "notebooks" / "02_train_alexnet.ipynb"
     assert "Going on after an interruption" in training.read_text()
-    assert not list(graphs.glob("backup*")) and not half_written(output)
+    assert not list(models.glob("backup*")) and not half_written(output)
     assert not list(elsewhere.iterdir())
     assert before == {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
     for path in cli.notebooks():
@@ -137,7 +137,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     page = Page(output / "index.html")
     assert str(output / "index.html") in done.stdout
     assert len(page.images) == 4
-    assert all(one["alt"] and one["src"].startswith("data:image/png") for one in page.images)
+    assert all(image["alt"] and image["src"].startswith("data:image/png") for image in page.images)
     assert page.links == [f"notebooks/{path.stem}.html" for path in cli.notebooks()]
     assert all((output / link).stat().st_size > 10_000 for link in page.links)
     assert result["machine"]["cpu"] in page.text and result["software"]["tensorflow"] in page.text
@@ -183,10 +183,7 @@ def test_interrupted_while_measuring(number, checkout, resnet50):
     )
 
     def measuring():
-        workers = [
-            one for one in children(process.pid) if "helpers.benchmark.worker" in one.cmdline()
-        ]
-        return len(workers) >= 2
+        return sum("helpers.benchmark.worker" in c.cmdline() for c in children(process.pid)) >= 2
 
     wait_for(measuring, process)
     time.sleep(3)
@@ -196,10 +193,40 @@ def test_interrupted_while_measuring(number, checkout, resnet50):
     assert not (resnet50 / "resnet50" / "result.json").exists() and not half_written(resnet50)
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_commands_of_the_environment_work_in_any_path(locale, checkout):
+    """Where a path has a space, pip writes scripts that start Python in another way."""
+    script = 'source "$0/env_intel_tf/bin/activate" && jupyter lab --version && papermill --version'
+    done = subprocess.run(
+        ["bash", "-c", script, checkout],
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LC_ALL": locale},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and str(checkout / "env_intel_tf") in done.stdout, done.stderr
+
+
+def test_where_namespaces_are_forbidden_tests_are_skipped_or_not_isolated(monkeypatch, tmp_path):
+    fake = tmp_path / "unshare"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(conftest, "may_unshare", may_unshare.__wrapped__)
+    monkeypatch.setattr(sys.modules[__name__], "may_unshare", may_unshare.__wrapped__)
+    mark = needs("unshare")
+    assert mark.args == (True,) and "may not make namespaces" in mark.kwargs["reason"]
+    with pytest.warns(UserWarning, match="with network"):
+        assert isolated(tmp_path) == []
+
+
 def test_two_at_the_same_time_from_one_checkout(checkout, tmp_path):
+    """Called from a folder that has a helpers/ of its own, as another checkout would be."""
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "__init__.py").write_text("raise SystemExit('another helpers')")
     runs = [
         subprocess.Popen(
             [checkout / "run_all.sh", "--output", tmp_path / name, "01"],
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             text=True,
         )

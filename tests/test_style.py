@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 
 import nbformat
 import pytest
 import yaml
 from conftest import ROOT
 
+import helpers
 from helpers.run import cli
 
 
@@ -44,10 +46,13 @@ def anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *cli.notebooks()], ids=lambda path: path.stem)
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *cli.notebooks()]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_links_lead_somewhere(path):
     links = re.findall(r"\]\(([^)\s]+)\)", text_of(path))
-    assert links
+    assert links or path.suffix == ".md"
     for link in links:
         if "://" in link:
             continue
@@ -57,6 +62,55 @@ def test_links_lead_somewhere(path):
         if place:
             headings = re.findall(r"^#+ (.+)$", text_of(target), re.M)
             assert place in map(anchor, headings), link
+
+
+def test_every_page_is_linked_from_the_first():
+    linked = set(re.findall(r"\]\(([^)\s]+\.md)\)", (ROOT / "README.md").read_text()))
+    pages = {str(path.relative_to(ROOT)) for path in PAGES if path.suffix == ".md"}
+    assert linked == pages - {"README.md"}
+
+
+def test_files_that_pages_name_exist():
+    """In code style, of a form that only a file in the checkout has."""
+    form = r"`((?:(?:notebooks|helpers|tests|environments|docs)/[\w./]*|\w+\.(?:in|sh|toml)))`"
+    for path in PAGES:
+        # these two name what is gone, too
+        if path.suffix == ".md" and path.stem not in ("CHANGELOG", "from-the-old-samples"):
+            for name in re.findall(form, path.read_text()):
+                assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
+def test_rules_name_tests_that_exist():
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)[1:]
+    assert len(rows) > 15
+    for rule, held in rows:
+        pairs = re.findall(r"`(test_\w+\.py)`(?:: `(test_\w+)`)?", held)
+        assert pairs or (ROOT / held.strip("`")).exists(), rule
+        for file, name in pairs:
+            assert (
+                f"def {name}(" in (ROOT / "tests" / file).read_text()
+                if name
+                else (ROOT / "tests" / file).exists()
+            ), rule
+
+
+def test_the_version_is_said_once():
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    changes = re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert helpers.__version__ == stated == changes[0]
+
+
+def test_the_first_page_is_short_and_begins_with_three_commands():
+    text = (ROOT / "README.md").read_text()
+    commands = re.search(r"```bash\n(.*?)```", text, re.S)[1].splitlines()
+    assert [line.split("#")[1].split(":")[0].split(" ")[1] for line in commands] == [
+        "run",
+        "read",
+        "test",
+    ]
+    assert len(text.splitlines()) < 100 and text.index("```bash") < 60
+    for model in ("resnet50", "alexnet"):  # tests/refresh.py writes between them
+        assert re.search(rf"<!-- {model} -->\n.+\n<!-- /{model} -->", text, re.S)
 
 
 def test_the_map_of_notebooks_is_whole():

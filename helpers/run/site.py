@@ -1,13 +1,12 @@
 """The page at the end of a run: index.html, and the executed notebooks as HTML beside it."""
 
 import base64
-import json
 import re
 from pathlib import Path
 
 import jinja2
 
-from helpers import files, machine
+from helpers import UserError, files
 from helpers.benchmark import report
 from helpers.figures import number
 
@@ -61,10 +60,13 @@ def each_result(output, show, since=0):
         if path.stat().st_mtime < since:
             continue
         try:
-            shown.append(show(json.loads(path.read_text()), path.parent))
+            shown.append(show(report.read(path), path.parent))
+        except UserError as error:
+            unreadable.append(f"Left out: {error}")
         except Exception as error:  # anybody may have put it there; the others are shown still
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
-            unreadable.append(f"{path} is not a whole result and was left out ({why}).")
+            unreadable.append(
+                f"Left out: {path} lacks something ({type(error).__name__}: {error})."
+            )
     return shown, unreadable
 
 
@@ -96,7 +98,7 @@ def _section(result, folder):
     facts = {**result["machine"], **result["software"]}
     return {
         "html": html,
-        "machine": machine.summary(result["machine"]),
+        "machine": report.where(result),
         "facts": [(name.replace("_", " "), _plain(value)) for name, value in facts.items()],
     }
 
@@ -125,18 +127,18 @@ def _speeds(result):
                         "name": candidate["name"],
                         "fps": batch["throughput_fps"],
                         "ms": [batch["latency_ms"].get(k) for k in ("p50", "p90", "p99", "best")],
-                        "times": report.ratio(result, candidate["name"], size)["throughput_times"],
+                        "ratio": report.ratio(result, candidate["name"], size),
                     }
 
 
 def _model(candidate, result):
     """What became of one candidate: layers, kernels that ran, agreement, accuracy and size."""
-    layers, kernels = candidate.get("layers"), candidate.get("kernels") or {}
-    counts = sorted(((kind, what["count"]) for kind, what in kernels.items()), key=lambda x: -x[1])
+    layers = candidate.get("layers")
+    counts = [f"{entry['count']} {kind}" for kind, entry in candidate["kernels"].items()]
     return {
         "name": candidate["name"],
         "layers": f"{layers['int8']} of {layers['all']}" if layers else "–",
-        "kernels": ", ".join(f"{count} {kind}" for kind, count in counts) or "–",
+        "kernels": ", ".join(counts) or "not told",
         "agreement": (result.get("agreement") or {}).get(candidate["name"]),
         "accuracy": candidate.get("accuracy"),
         "bytes": candidate.get("bytes"),
