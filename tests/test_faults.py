@@ -23,7 +23,7 @@ class Fault:
     caught: str
 
 
-PROCESSES, WORKER = "helpers/benchmark/processes.py", "helpers/benchmark/worker.py"
+CANDIDATES, WORKER = "helpers/benchmark/candidate.py", "helpers/benchmark/worker.py"
 MEASUREMENT, REPORT = "helpers/benchmark/measurement.py", "helpers/benchmark/report.py"
 BOOK_03 = "notebooks/03_quantize_alexnet.ipynb"
 # these runs need no good timings
@@ -32,7 +32,7 @@ SHORT = '"seconds": 0.02, "min_calls": 1, "min_rounds": 2, "max_rounds": 2, "lim
 FAULTS = [
     Fault(
         "INT8 and FP32 swapped",
-        PROCESSES,
+        CANDIDATES,
         'best = Candidate("FP32", Path(fp32), variant',
         'best = Candidate("FP32", Path(int8), variant',
         "04_benchmark_alexnet",

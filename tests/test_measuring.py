@@ -10,7 +10,7 @@ import pytest
 from conftest import images
 
 from helpers import UserError, graphs, machine
-from helpers.benchmark import Candidate, measurement, processes, worker
+from helpers.benchmark import Candidate, candidate, measurement, worker
 from helpers.benchmark.measurement import Field, choose_variants, groups, run_rounds, warm
 from helpers.benchmark.processes import Team, teams_for, window
 from helpers.stats import Round
@@ -261,8 +261,8 @@ def test_a_process_inherits_nothing_that_steers_it_but_the_cap(monkeypatch):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    variables = processes.environment(3, {"ITEX_LAYOUT_OPT": "1"})
-    assert processes.steering(variables) == {
+    variables = candidate.environment(3, {"ITEX_LAYOUT_OPT": "1"})
+    assert candidate.steering(variables) == {
         "ITEX_LAYOUT_OPT": "1",
         "KMP_BLOCKTIME": "1",
         "OMP_NUM_THREADS": "3",
@@ -277,8 +277,8 @@ def test_a_process_inherits_nothing_that_steers_it_but_the_cap(monkeypatch):
 
 
 def test_knobs_reach_the_process(small, tmp_path):
-    candidate = Candidate("INT8", small["int8"], {"ITEX_LAYOUT_OPT": "1", "OMP_NUM_THREADS": "1"})
-    with teams_for([candidate], 2, tmp_path) as teams:
+    knobbed = Candidate("INT8", small["int8"], {"ITEX_LAYOUT_OPT": "1", "OMP_NUM_THREADS": "1"})
+    with teams_for([knobbed], 2, tmp_path) as teams:
         teams["INT8"].start()
         found = teams["INT8"].facts["environment"]
     assert found["ITEX_LAYOUT_OPT"] == "1" and found["OMP_NUM_THREADS"] == "1"
@@ -349,11 +349,11 @@ def test_an_error_without_words_is_told(monkeypatch, capfd):
 def test_bf16_is_not_started_where_the_cpu_has_none(monkeypatch, small):
     monkeypatch.setattr(machine, "has_bf16", lambda: False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    bf16 = Candidate("BF16", small["fp32"], processes.BF16_KNOBS)
+    bf16 = Candidate("BF16", small["fp32"], candidate.BF16_KNOBS)
     with pytest.raises(UserError, match=r"no BF16 instructions \(oneDNN is capped at AVX2\)"):
         measurement.ready_to_start([bf16])
     bf16.required = False
     fp32 = Candidate("FP32", small["fp32"])
     ready, failed = measurement.ready_to_start([fp32, bf16])
     assert ready == [fp32] and "was not started" in failed["BF16"]
-    assert [c.name for c in processes.candidates("a.pb", "b.pb")] == ["FP32", "INT8"]
+    assert [c.name for c in candidate.candidates("a.pb", "b.pb")] == ["FP32", "INT8"]

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from conftest import LONG, nbval
 
+from helpers import graphs
 from helpers.run import cli
 
 BOOKS = cli.notebooks()

@@ -4,9 +4,9 @@
 and INT8. `python -m helpers.benchmark --help` is the command line.
 """
 
-from helpers.benchmark.kernels import executed_kernels, profile
+from helpers.benchmark.candidate import BF16_KNOBS, Candidate, candidates
 from helpers.benchmark.measurement import compare, measure
-from helpers.benchmark.processes import BF16_KNOBS, Candidate, candidates
+from helpers.benchmark.profiling import executed_kernels, profile
 from helpers.benchmark.settings import read_settings
 
 __all__ = [

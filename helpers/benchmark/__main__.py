@@ -9,8 +9,8 @@ import numpy as np
 
 from helpers import UserError, graphs
 from helpers.benchmark import peers, report
+from helpers.benchmark.candidate import candidates
 from helpers.benchmark.measurement import compare, dummy_inputs
-from helpers.benchmark.processes import candidates
 from helpers.benchmark.settings import read_settings
 
 

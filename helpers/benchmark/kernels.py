@@ -6,15 +6,7 @@ Source: oneDNN developer guide, "Verbose Mode".
 """
 
 import re
-import tempfile
-from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-
-from helpers import machine
-from helpers.benchmark.processes import Candidate, teams_for
 
 LAYERS = ("convolution", "deconvolution", "inner_product", "matmul")
 
@@ -99,32 +91,3 @@ def mistake(candidate, executed):
 def describe(executed):
     """A `kernels` entry in words: "53 s8, 1 f32"."""
     return ", ".join(f"{entry['count']} {kind}" for kind, entry in executed.items()) or "not told"
-
-
-def ask(worker, batch_size, calls=1):
-    """Have a worker execute some calls and tell of the quickest: (ms, [Primitive])."""
-    answers = [worker.ask("kernels", batch_size=batch_size) for _ in range(calls)]
-    best = min(answers, key=lambda answer: answer["ms"] or 0)
-    return best["ms"], [Primitive(*words) for words in best["primitives"]]
-
-
-def profile(graph, images, batch_sizes, calls=10, threads=None, **how):
-    """Where the quickest of some calls goes: {batch size: (ms, [Primitive])}.
-
-    `graph` is a frozen graph, run by TensorFlow in a process of its own; `how` are fields of
-    Candidate. Raises UserError when that process cannot run it or dies.
-    """
-    candidate = Candidate("profiled", Path(graph), **how)
-    with tempfile.TemporaryDirectory(prefix="profile_") as scratch:
-        np.save(f"{scratch}/inputs.npy", images)
-        with teams_for([candidate], threads or machine.usable_cores(), scratch) as teams:
-            team = teams["profiled"]
-            team.start()
-            team.each("inputs", path=f"{scratch}/inputs.npy", batch_sizes=list(batch_sizes))
-            return {size: ask(team.worker(size), size, calls) for size in batch_sizes}
-
-
-def executed_kernels(graph, images):
-    """What oneDNN runs for one batch of `images`: Counter of (primitive, weight type, kernel)."""
-    _, executed = profile(graph, images, [len(images)], calls=1)[len(images)]
-    return Counter((one.primitive, one.weights, one.kernel) for one in executed if one.weights)

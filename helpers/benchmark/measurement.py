@@ -8,7 +8,8 @@ import numpy as np
 
 from helpers import UserError, datasets, files, graphs, machine, stats
 from helpers.benchmark import kernels
-from helpers.benchmark.processes import CLOCK, refuse_bf16, teams_for
+from helpers.benchmark.candidate import CLOCK, refuse_bf16
+from helpers.benchmark.processes import teams_for
 from helpers.benchmark.result import SCHEMA
 
 # What each profile measures with: seconds per turn, and rounds until every ratio is resolved, or

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import UserError, graphs, machine
-from helpers.benchmark.processes import PEERS, ROOT, Candidate, environment
+from helpers.benchmark.candidate import PEERS, ROOT, Candidate, environment
 
 NAMES = {"openvino": "OpenVINO INT8", "onnxruntime": "ONNX Runtime INT8"}
 SUFFIXES = {"openvino": ".xml", "onnxruntime": ".onnx"}

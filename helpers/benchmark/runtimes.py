@@ -14,7 +14,7 @@ import numpy as np
 
 from helpers import graphs, machine
 from helpers.benchmark import kernels
-from helpers.benchmark.processes import CLOCK, steering
+from helpers.benchmark.candidate import CLOCK, steering
 
 
 def load(job):

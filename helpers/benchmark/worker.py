@@ -15,7 +15,7 @@ import numpy as np
 
 from helpers import UserError
 from helpers.benchmark import runtimes
-from helpers.benchmark.processes import CLOCK
+from helpers.benchmark.candidate import CLOCK
 
 
 def time_calls(call, seconds, min_calls):
