@@ -71,7 +71,6 @@ def made_from(path, parts, make):
             return path
     except (OSError, ValueError):  # never made, or not to the end
         pass
-    record.unlink(missing_ok=True)
     make()
     write_json(record, {"made_from": origin, "sha256": sha256(path)})
     return path

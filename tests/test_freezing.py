@@ -263,6 +263,11 @@ def by_pixel(x):  # a constant that differs in more than the channel
     return x * numbers(8, 8, CHANNELS, seed=30)
 
 
+def by_column(x):  # as many numbers as there are channels, but along the width
+    x = depthwise(x)
+    return x * numbers(x.shape[-1], 1, seed=30)
+
+
 def one_over(x):
     return 1.0 / (tf.abs(x) + 1.0)
 
@@ -273,6 +278,7 @@ def one_over(x):
         (both,),
         (two_norms,),
         (by_pixel,),
+        (by_column,),
         (convolve, one_over),
         (convolve, lambda x: 2.0 / x, tf.sigmoid),
         (convolve, lambda x: x * x),
@@ -322,9 +328,9 @@ def test_channels_first_is_left_alone():
     """No CPU kernel of stock TensorFlow computes it; the graph has to stay as it was."""
     with tf.Graph().as_default() as graph:
         x = tf.compat.v1.placeholder(tf.float32, (None, 4, 8, 8), "input")
-        x = tf.nn.conv2d(x, numbers(3, 3, 4, 6), 1, "SAME", data_format="NCHW")
-        x = tf.nn.bias_add(x, numbers(6), data_format="NC..")
-        x = x * numbers(6, 1, 1)
+        x = tf.nn.conv2d(x, numbers(3, 3, 4, 8), 1, "SAME", data_format="NCHW")
+        x = x * numbers(8)  # along the width, which would be taken for the channels
+        x = tf.nn.bias_add(x, numbers(8), data_format="NC..")
         tf.identity(x, "predict")
     graph_def = graph.as_graph_def()
     before = operations_of(graph_def)

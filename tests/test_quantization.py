@@ -205,25 +205,39 @@ def test_quantize_makes_a_graph_again_when_anything_it_depends_on_changes(
     monkeypatch.setattr(quantization, "_quantized", fake)
     path, calibration = tmp_path / "int8.pb", images(16)
 
-    def quantize(source=small["fp32"], inputs=calibration, **settings):
+    def makes(source=small["fp32"], inputs=calibration, **settings):  # how often: 0 or 1
+        before = len(made)
         quantization.quantize(source, inputs, path, **settings)
-        return len(made)
+        return len(made) - before
 
-    assert quantize() == 1 and quantize() == 1
-    assert quantize(granularity="per_tensor") == 2 and quantize(granularity="per_tensor") == 2
-    assert quantize(inputs=images(16, seed=1)) == 3
-    assert quantize(inputs=images(8)) == 4
-    assert quantize(source=small["int8"]) == 5
-    assert quantize(batch_size=4) == 6 and quantize(form="legacy") == 7
-    assert quantize(algorithm="kl") == 8
-    (layer, *_) = graphs.weights(graphs.read_graph(small["fp32"]))
-    assert quantize(float_layers=[layer]) == 9 and quantize(float_layers=(layer,)) == 9
+    layer = next(iter(graphs.weights(graphs.read_graph(small["fp32"]))))
+    others = [
+        {"granularity": "per_tensor"},
+        {"inputs": images(16, seed=1)},
+        {"inputs": images(8)},
+        {"source": small["int8"]},
+        {"batch_size": 4},
+        {"form": "legacy"},
+        {"algorithm": "kl"},
+        {"float_layers": [layer]},
+    ]
+    for other in others:
+        assert (makes(), makes(), makes(**other), makes(**other)) == (1, 0, 1, 0), other
+    assert makes(float_layers=(layer,)) == 0
+    assert (makes(), makes()) == (1, 0)
     path.write_bytes(path.read_bytes()[:-100])
-    assert quantize(float_layers=[layer]) == 10
+    assert (makes(), makes()) == (1, 0)
     monkeypatch.setattr(quantization.metadata, "version", lambda name: "another")
-    assert quantize(float_layers=[layer]) == 11
+    assert (makes(), makes()) == (1, 0)
     monkeypatch.setattr(quantization.files.inspect, "getsource", lambda module: "edited")
-    assert quantize(float_layers=[layer]) == 12
+    assert (makes(), makes()) == (1, 0)
+
+
+def test_ranges_by_kl_leave_the_current_folder_alone(small, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    quantization.quantize(small["fp32"], images(8), tmp_path / "int8.pb", algorithm="kl")
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_a_failed_quantization_leaves_no_graph(small, tmp_path, monkeypatch):
