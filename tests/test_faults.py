@@ -33,8 +33,8 @@ FAULTS = [
     Fault(
         "INT8 and FP32 swapped",
         CANDIDATES,
-        'best = Candidate("FP32", Path(fp32), variant',
-        'best = Candidate("FP32", Path(int8), variant',
+        'best = Candidate("FP32", fp32, variant',
+        'best = Candidate("FP32", int8, variant',
         "04_benchmark_alexnet",
         "result = benchmark.compare(",
     ),

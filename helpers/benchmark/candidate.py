@@ -48,6 +48,9 @@ class Candidate:
     required: bool = True
     options: dict = field(default_factory=dict)
 
+    def __post_init__(self):
+        self.graph = self.graph and Path(self.graph)
+
     @property
     def bytes(self):
         """The size of the model; OpenVINO keeps the weights in a file beside it."""
@@ -76,10 +79,10 @@ def candidates(fp32, int8, bf16=None, **names):
     """
     if bf16 is None:
         bf16 = machine.has_bf16()
-    stock = Candidate("FP32", Path(fp32), stock=True, variant="without ITEX", **names)
-    best = Candidate("FP32", Path(fp32), variant="ITEX", variants=[stock], **names)
-    middle = [Candidate("BF16", Path(fp32), dict(BF16_KNOBS), **names)] if bf16 else []
-    return [best, *middle, Candidate("INT8", Path(int8), **names)]
+    stock = Candidate("FP32", fp32, stock=True, variant="without ITEX", **names)
+    best = Candidate("FP32", fp32, variant="ITEX", variants=[stock], **names)
+    middle = [Candidate("BF16", fp32, dict(BF16_KNOBS), **names)] if bf16 else []
+    return [best, *middle, Candidate("INT8", int8, **names)]
 
 
 def refuse_bf16(candidate):
