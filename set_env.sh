@@ -137,7 +137,7 @@ own_uv() {
       "$python" -m venv "$own/venv" >/dev/null 2>&1 || continue
       python=$own/venv/bin/python
     fi
-    "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+    PIP_ROOT_USER_ACTION=ignore "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
       --only-binary :all: --require-hashes --target "$own" -r "$lock" >&2 &&
       cp "$lock" "$own/uv.txt" && return
   done
@@ -153,7 +153,7 @@ from_own_uv() {
 
 make_venv() {
   from_python311 || from_uv uv || from_conda || from_own_uv ||
-    die "Python 3.11 with venv was not found and could not be fetched (the packages support no other version). Install it (Debian, Ubuntu, where they have it: apt install python3.11 python3.11-venv), or uv, or conda, and run this again."
+    die "Python 3.11 with venv was not found and could not be fetched (the packages support no other version). Install it (Debian, Ubuntu, where they have it: apt install python3.11 python3.11-venv), or uv, or conda, or pip (apt install python3-pip; this script then fetches uv, and uv Python 3.11), and run this again."
 }
 
 unfinished() {

@@ -39,10 +39,50 @@ def freeze(model, path, input_name="input", output_name="predict"):
     plain = tf.compat.v1.graph_util.remove_training_nodes(
         extract(graph_def, [output_name]), [output_name]
     )
+    write_depthwise(plain)
     fold_batch_norms(plain)
     fold_paddings(plain)
     pool_means(plain)
     return write_graph(extract(plain, [output_name]), path)
+
+
+def grouped_convolutions(graph_def):
+    """{name: input channels} of the convolutions whose kernel sees a part of the channels only."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        tf.compat.v1.import_graph_def(graph_def, name="")
+    channels = {
+        node.name: (node.inputs[0].shape[-1], node.inputs[1].shape[2])
+        for node in graph.get_operations()
+        if node.type == "Conv2D"
+        and node.get_attr("data_format") == b"NHWC"
+        and node.inputs[0].shape.rank == node.inputs[1].shape.rank == 4
+    }
+    return {
+        name: seen for name, (seen, read) in channels.items() if read and seen not in (None, read)
+    }
+
+
+def write_depthwise(graph_def):
+    """Write convolutions with a group for each channel (ConvNeXt) as depthwise ones, in place.
+
+    They compute the same; ITEX runs depthwise convolutions in INT8, while any other grouped one
+    in INT8 ends the process in oneDNN (quantization.quantize leaves those in float).
+    """
+    network = _Editor(graph_def)
+    for name, channels in grouped_convolutions(graph_def).items():
+        layer = network.nodes[name]
+        kernel = network.value(layer.input[1])
+        steps = layer.attr["strides"].list.i
+        explicit = layer.attr["padding"].s == b"EXPLICIT"
+        if kernel is None or kernel.shape[2] != 1 or steps[1] != steps[2] or explicit:
+            continue
+        height, width, _, outputs = kernel.shape
+        kernel = kernel.reshape(height, width, channels, outputs // channels)
+        network.read_constant(layer, 1, kernel, name + "/kernel")
+        layer.op = "DepthwiseConv2dNative"
+        del layer.attr["use_cudnn_on_gpu"]
 
 
 def fold_constants(graph_def):

@@ -116,7 +116,8 @@ def quantize(
     per_channel), `algorithm` that of the activations' ranges (minmax or kl), `float_layers` name
     what stays FP32. `form` "qdq" is what ITEX runs, "legacy" TensorFlow's own integer operations.
     A `path` that was made of the same graph, images, settings, code and versions is taken as it
-    is (files.made_from); `log` (by default beside it) gets what INC prints. Raises UserError for
+    is (files.made_from); `log` (by default beside it) gets what INC prints. Grouped convolutions
+    stay FP32 in the form "qdq": INT8 ones end the process in oneDNN. Raises UserError for
     what is no graph, for layers it has not, and where INC gives up.
     """
     source, path = Path(source).resolve(), Path(path).resolve()
@@ -129,6 +130,8 @@ def quantize(
         raise UserError(f"There is no form '{form}'; there are 'qdq' and 'legacy'.")
     if form == "legacy":
         freezing.unfold_paddings(graph_def)
+    else:  # ITEX cannot run grouped convolutions in INT8: "std::length_error" ends the process
+        float_layers = {*float_layers, *freezing.grouped_convolutions(graph_def)}
     settings = (granularity, batch_size, form, sorted(float_layers), algorithm)
 
     def make():

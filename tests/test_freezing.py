@@ -366,10 +366,12 @@ def test_a_network_of_every_kind_from_keras_has_no_norm_left(tmp_path):
 def test_functions_that_keras_calls_are_part_of_the_frozen_graph(tmp_path):
     """For grouped convolutions, as in ConvNeXt and RegNet."""
     layers = tf.keras.layers
-    grouped = [layers.Conv2D(8, 3, groups=groups) for groups in (8, 2)]
+    grouped = [layers.Conv2D(8 * n, 3, groups=groups) for n, groups in ((2, 8), (1, 2))]
     model = tf.keras.Sequential([layers.Input((8, 8, 8)), *grouped])
     graph_def = graphs.read_graph(freezing.freeze(model, tmp_path / "grouped.pb"))
-    assert operations_of(graph_def)["Conv2D"] == 2 and not graph_def.library.function
+    assert [layer.op for layer in graphs.layers(graph_def)] == ["DepthwiseConv2dNative", "Conv2D"]
+    assert not graph_def.library.function
+    assert list(freezing.grouped_convolutions(graph_def).values()) == [8]
     x = numbers(4, 8, 8, 8)
     assert np.allclose(graphs.FrozenGraph(graph_def)(x), model(x).numpy(), atol=1e-5)
     assert not tf.config.functions_run_eagerly()

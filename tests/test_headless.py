@@ -36,7 +36,8 @@ def checkout(tmp_path_factory):
         [copy / "set_env.sh"], env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return copy
+    yield copy
+    shutil.rmtree(copy / "env_intel_tf")  # pytest keeps what the last three runs have left
 
 
 def isolated(checkout):

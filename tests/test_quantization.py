@@ -313,6 +313,20 @@ def test_pools_between_two_kinds_of_bytes_do_not_end_the_process(pool, tmp_path)
     assert stats.sqnr_db(model(x).numpy(), outputs) > 15
 
 
+def test_grouped_convolutions_do_not_end_the_process(tmp_path):
+    """In INT8 oneDNN throws a std::length_error; depthwise ones are written as such and run."""
+    layers = tf.keras.layers
+    depthwise, grouped = layers.Conv2D(8, 3, groups=8), layers.Conv2D(8, 3, groups=2)
+    middle = layers.ReLU(), depthwise, layers.ReLU(), grouped, layers.ReLU(), layers.Flatten()
+    fp32, model = model_of(tmp_path, *middle)
+    path = quantization.quantize(fp32, sixteen(16), tmp_path / "int8.pb")
+    listed = graphs.layers(graphs.read_graph(path))
+    assert [layer.int8 for layer in listed] == [True, True, False, True]
+    x = sixteen(8, seed=3)
+    outputs = outputs_of_a_process(path, x, tmp_path)
+    assert stats.sqnr_db(model(x).numpy(), outputs) > 15
+
+
 def test_pools_of_one_kind_of_bytes_stay_int8(tmp_path):
     layers = tf.keras.layers
     middle = layers.ReLU(), layers.MaxPooling2D(4), layers.Flatten()
