@@ -82,7 +82,8 @@ def write_depthwise(graph_def):
         kernel = kernel.reshape(height, width, channels, outputs // channels)
         network.read_constant(layer, 1, kernel, name + "/kernel")
         layer.op = "DepthwiseConv2dNative"
-        del layer.attr["use_cudnn_on_gpu"]
+        if "use_cudnn_on_gpu" in layer.attr:
+            del layer.attr["use_cudnn_on_gpu"]
 
 
 def fold_constants(graph_def):

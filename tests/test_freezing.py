@@ -371,7 +371,7 @@ def test_functions_that_keras_calls_are_part_of_the_frozen_graph(tmp_path):
     graph_def = graphs.read_graph(freezing.freeze(model, tmp_path / "grouped.pb"))
     assert [layer.op for layer in graphs.layers(graph_def)] == ["DepthwiseConv2dNative", "Conv2D"]
     assert not graph_def.library.function
-    assert list(freezing.grouped_convolutions(graph_def).values()) == [8]
+    assert list(freezing.grouped_convolutions(graph_def).values()) == [16]
     x = numbers(4, 8, 8, 8)
     assert np.allclose(graphs.FrozenGraph(graph_def)(x), model(x).numpy(), atol=1e-5)
     assert not tf.config.functions_run_eagerly()

@@ -98,7 +98,7 @@ def _make(runtime, fp32, images, path, names, making):
         words = [runtime, fp32, f"{scratch}/images.npy", path, *(name or "" for name in names)]
         words += [f"{name}={value}" for name, value in making.items()]
         done = subprocess.run(
-            [PEERS / "bin" / "python", "-m", "helpers.benchmark.peers", *map(str, words)],
+            [PEERS / "bin" / "python", "-P", "-m", "helpers.benchmark.peers", *map(str, words)],
             # OpenVINO's tools report home how they are used, but not in CI
             env={**environment(machine.usable_cores()), "CI": "true"},
             stdout=file,

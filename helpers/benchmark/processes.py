@@ -25,7 +25,7 @@ class Worker:
         python = sys.executable if own else PEERS / "bin" / "python"
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
-                [python, "-m", "helpers.benchmark.worker"],
+                [python, "-P", "-m", "helpers.benchmark.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
