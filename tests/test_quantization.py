@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, SHAPE, images
+from conftest import ROOT, images
 
 from helpers import UserError, freezing, graphs, quantization, stats
 
@@ -373,40 +373,3 @@ def test_a_graph_that_inc_cannot_read_is_told_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="gives no INT8 graph for fp32.pb.*stands in"):
         quantization.quantize(fp32, sixteen(8), tmp_path / "int8.pb")
     assert not (tmp_path / "int8.pb").exists()
-
-
-def test_the_mean_at_the_end_runs_in_int8(tmp_path):
-    """As an average pool from bytes to bytes: what ResNet50's last stage depends on."""
-    layers = tf.keras.layers
-    model = tf.keras.Sequential(
-        [
-            layers.Input(SHAPE),
-            layers.Conv2D(16, 3, activation="relu"),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
-    fp32 = freezing.freeze(model, tmp_path / "fp32.pb")
-    with quantization.quiet(tmp_path / "log"):
-        from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
-
-        loader = quantization.CalibrationLoader(images(16), 8)
-        int8 = quantize_model(str(fp32), StaticQuantConfig(), loader, 2).graph_def
-    path = graphs.write_graph(int8, tmp_path / "int8.pb")
-    from helpers.benchmark import kernels
-
-    ((_, lines),) = kernels.onednn_log(path, images(4), [4], calls=1)[4]
-    (pool,) = [line for line in lines if ",primitive,exec,cpu,pooling," in line]
-    assert "src_u8" in pool and "dst_u8" in pool and "alg:pooling_avg" in pool
-
-
-def test_kernels_that_ran_are_read_from_onednn(small):
-    from helpers import benchmark
-
-    def weights(name):
-        return {kind for _, kind, _ in benchmark.executed_kernels(small[name], images(4))}
-
-    assert weights("int8") == {"s8"}
-    assert weights("fp32") == {"f32"}
-    ran = benchmark.executed_kernels(small["int8"], images(4))
-    assert sum(ran.values()) == 3
