@@ -12,6 +12,7 @@ SCHEMA = 2  # 1: no kernels, environment, sha256; the interval was a bootstrap's
 
 class Machine(TypedDict):
     cpu: str  # the model as the CPU names itself
+    microarchitecture: str | None  # where the model does not say it and it is known: Zen 3
     logical_cores: int
     physical_cores: int
     usable_cores: int  # that this process may use: affinity, quota, the batch job's allocation
