@@ -9,8 +9,10 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -59,7 +61,12 @@ def run_notebook(path, copy, parameters=None):
     import nbformat
     import papermill
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+    from traitlets.config import Config
 
+    # Files, not ports: two kernels that start at the same time on one machine may pick the same.
+    # In a folder of their own, because the path of such a file may have no more than 107 bytes.
+    sockets = tempfile.mkdtemp(prefix="kernel_")
+    manager = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
     try:
         papermill.execute_notebook(
             str(path),
@@ -70,8 +77,10 @@ def run_notebook(path, copy, parameters=None):
             progress_bar={"ncols": 78, "file": sys.stdout} if sys.stdout.isatty() else False,
             # or the kernel warns about its connection at every start and complains on Ctrl-C
             extra_arguments=["--IPKernelApp.log_level=50"],
+            config=Config(KernelManager=manager),
         )
     finally:
+        shutil.rmtree(sockets, ignore_errors=True)
         if copy.exists():  # keep of each progress bar only its end
             book, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(copy, 4), {})
             nbformat.write(book, copy)
