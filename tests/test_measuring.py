@@ -195,14 +195,15 @@ def test_timing_meets_both_minimums(clock):
 
 
 def test_warm_up_goes_on_until_times_settle(clock):
-    ticks = clock([9, 0.8, 0.8, 0.4, 0.4, 0.2, 0.2], 0.1)
-    assert worker.warm_up(ticks.call, 0.01) == {"calls": 11, "settled": True}
+    ticks = clock([9, 1.6, 0.8, 0.4], 0.4)
+    best = pytest.approx(0.4)
+    assert worker.warm_up(ticks.call, 0.01) == {"calls": 5, "settled": True, "best": best}
 
 
 def test_the_first_call_of_a_warm_up_counts_for_nothing(clock):
     """It may also be quicker than any other, as one that fails to do the work."""
     ticks = clock([0.01], 1.0)
-    assert worker.warm_up(ticks.call, 0.5)["calls"] == 1 + 2 * 2
+    assert worker.warm_up(ticks.call, 0.5)["calls"] == 1 + 2
 
 
 def test_warm_up_gives_up_at_its_limit(clock):
@@ -234,6 +235,21 @@ def test_a_turn_starts_with_a_call_that_does_not_count(clock, tmp_path):
     request = {"do": "time", "batch_size": 2, "seconds": 0, "min_calls": 2}
     *_, times = serve(Graph(lambda batch: ticks.call()), tmp_path, request)
     assert times == [1.0, 1.0] and ticks.calls == 3
+
+
+def test_the_call_before_long_ones_is_of_the_smallest_batch(clock, tmp_path):
+    """Batch 1 takes 0.1 s, batch 9 takes 0.9 s: two turns of one call each, after a warm-up."""
+    ticks, sizes = clock([], 0.1), []
+
+    def call(batch):
+        sizes.append(len(batch))
+        ticks.now += 0.1 * len(batch)
+
+    warm = [{"do": "warm", "batch_size": size, "seconds": 0.01} for size in (1, 9)]
+    turn = [{"do": "time", "batch_size": size, "seconds": 0, "min_calls": 1} for size in (9, 1)]
+    *_, nine, one = serve(Graph(call), tmp_path, *warm, *turn)
+    assert sizes[-4:] == [1, 9, 1, 1]
+    assert nine == [pytest.approx(0.9)] and one == [pytest.approx(0.1)]
 
 
 def test_a_worker_calls_its_graph_with_aligned_batches_of_the_first_images(tmp_path):

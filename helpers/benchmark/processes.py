@@ -100,9 +100,9 @@ class Team:
     def turn(self, batch_size, seconds, min_calls):
         """One turn at a batch size: a Round.
 
-        One process makes a call that does not count, because another process has had the caches,
-        then calls for `seconds`, at least `min_calls` times. Several work at the same time, and
-        the share of each call counts that lies within a common window.
+        One process makes a call that does not count, because another process has had the caches
+        (see `worker.Server.time`), then calls for `seconds`, at least `min_calls` times. Several
+        work at the same time, and the share of each call counts that lies within a common window.
         """
         if not self.candidate.instances:
             request = {"batch_size": batch_size, "seconds": seconds, "min_calls": min_calls}
