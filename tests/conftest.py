@@ -6,21 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import papermill
 import pytest
 
 from helpers import datasets, freezing, graphs, quantization
+from helpers.run import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 32, 3)
 # Nobody answers there, so that no test downloads: the weights of ResNet50 are made here everywhere.
 os.environ["RESNET50_URL"] = "http://127.0.0.1:9"
 # The order in which slow tests find what others have made: models, the outputs of the whole run.
-FIRST, LAST = ["test_headless", "test_notebooks", "test_faults"], ["test_browser", "test_cluster"]
+FIRST = ["test_headless"]
+LAST = ["test_notebooks", "test_faults", "test_browser", "test_cluster"]
 # Their outputs in the whole run are compared; the other notebooks are executed once more for that.
-LONG = ["05_benchmark_resnet50", "06_tune_inference", "07_inside_int8"]
+LONG = ["02_train_alexnet", "05_benchmark_resnet50", "06_tune_inference", "07_inside_int8"]
 
 
 def pytest_collection_modifyitems(items):
@@ -75,16 +78,32 @@ def whole(tmp_path_factory):
 
 def reuse_resnet50(whole, output):
     """Copy what there is of the ResNet50 of the whole run, so that it need not be made again."""
-    made = [path for path in whole.glob("resnet50/models/*") if path.suffix in (".pb", ".json")]
-    for path in made:
-        (output / "resnet50" / "models").mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, output / "resnet50" / "models")
+    models = Path("resnet50", "models")
+    if (whole / models).exists():
+        unfinished = shutil.ignore_patterns("*.part", "*.tmp")
+        shutil.copytree(whole / models, output / models, ignore=unfinished)
 
 
 @pytest.fixture(scope="session")
-def outputs(tmp_path_factory):
-    """The output folder that the notebooks' own tests fill."""
-    return tmp_path_factory.mktemp("outputs")
+def outputs(whole, tmp_path_factory):
+    """The output folder that the notebooks' own tests fill, with a trained AlexNet.
+
+    It is that of the whole run, which may be going on in the other process; without one, or when
+    it has failed, it is trained here.
+    """
+    folder = tmp_path_factory.mktemp("outputs")
+    trained = Path("alexnet", "models", "alexnet_fp32.pb")
+    end = time.monotonic() + 1200
+    while whole.exists() and not (whole / trained).exists() and time.monotonic() < end:
+        time.sleep(1)
+    if (whole / trained).exists():
+        (folder / trained).parent.mkdir(parents=True)
+        shutil.copy(whole / trained, folder / trained)
+    else:
+        (book,) = cli.notebooks(["02_"])
+        parameters = {"profile": "quick", "output": str(folder)}
+        assert cli.execute(book, folder / book.name, parameters) is None
+    return folder
 
 
 @pytest.fixture

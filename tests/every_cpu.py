@@ -5,6 +5,7 @@ TensorFlow itself picks by the CPU stays, and a cap above what the CPU has chang
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from conftest import ROOT, replayed, reuse_resnet50
 from helpers import machine
 from helpers.run import cli
 
+NAME = "ONEDNN_MAX_CPU_ISA"
 CAPS = ["none", "AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16"]
 
 
@@ -28,6 +30,7 @@ def parse(arguments):
     add("--cap", action="append", metavar="ISA", help=f"may be repeated; default: {' '.join(CAPS)}")
     add("--output", type=Path, metavar="DIR", help="a folder per cap is made in it")
     add("--models", type=Path, metavar="DIR", help="output of a run whose ResNet50 is taken")
+    add("--distinct", action="store_true", help="leave out a cap that changes nothing on this CPU")
     options = parser.parse_args(arguments)
     for word in options.words:
         if not cli.notebooks([word]):
@@ -35,15 +38,38 @@ def parse(arguments):
     return options
 
 
+def as_before(caps):
+    """{cap: an earlier one of the caps that leaves oneDNN the same instructions on this CPU}."""
+    left, same = {}, {}
+    for cap in caps:
+        with capped(cap):
+            first = left.setdefault(tuple(machine.isa_flags()), cap)
+        if first != cap:
+            same[cap] = first
+    return same
+
+
+@contextlib.contextmanager
+def capped(cap):
+    """The variable set in this process, or not set for the cap "none"."""
+    kept = os.environ.pop(NAME, None)
+    try:
+        if cap != "none":
+            os.environ[NAME] = cap
+        yield
+    finally:
+        os.environ.pop(NAME, None)
+        if kept is not None:
+            os.environ[NAME] = kept
+
+
 def run(path, output, cap):
     """Run one notebook under a cap and compare it: "12 s", or what went wrong and after how long.
 
     What it and the comparison print goes to <output>/<notebook>.log.
     """
-    env = {**os.environ, "RESNET50_URL": "http://127.0.0.1:9"}  # nobody: weights made here
-    env.pop("ONEDNN_MAX_CPU_ISA", None)
-    if cap != "none":
-        env["ONEDNN_MAX_CPU_ISA"] = cap
+    with capped(cap):
+        env = {**os.environ, "RESNET50_URL": "http://127.0.0.1:9"}  # nobody: weights made here
     command = [ROOT / "run_all.sh", "--quick", "--output", output, path.stem]
     start = time.monotonic()
     with open(output / f"{path.stem}.log", "w") as log:
@@ -55,6 +81,10 @@ def run(path, output, cap):
             done = replayed(path, output / "notebooks" / path.name, Path(folder))
         log.write(done.stdout + done.stderr)
     return f"DIFFERS, {seconds}" if done.returncode else seconds
+
+
+def bad(end):
+    return end.startswith(("FAILED", "DIFFERS"))
 
 
 def table(rows, caps):
@@ -73,7 +103,13 @@ def main(arguments=None):
     here = machine.summary(machine.describe())
     print(f"On {here}; outputs and logs in {base}", flush=True)
     rows = {path.stem: {} for path in books}
+    same = as_before(caps) if options.distinct else {}
     for cap in caps:
+        if cap in same:
+            for path in books:
+                rows[path.stem][cap] = f"as {same[cap]}"
+            print(f"{cap:<18} leaves this CPU what {same[cap]} has left it: not run", flush=True)
+            continue
         output = base / cap
         output.mkdir(parents=True, exist_ok=True)
         if options.models:
@@ -81,10 +117,10 @@ def main(arguments=None):
         for path in books:
             rows[path.stem][cap] = run(path, output, cap)
             print(f"{cap:<18} {path.stem:<24} {rows[path.stem][cap]}", flush=True)
-            if not rows[path.stem][cap][0].isdigit():
+            if bad(rows[path.stem][cap]):
                 print("\n".join((output / f"{path.stem}.log").read_text().splitlines()[-60:]))
     print(f"\nSeconds of each notebook by ONEDNN_MAX_CPU_ISA, on {here}:\n{table(rows, caps)}")
-    failed = [end for row in rows.values() for end in row.values() if not end[0].isdigit()]
+    failed = [end for row in rows.values() for end in row.values() if bad(end)]
     print(f"{len(failed)} of {len(books) * len(caps)} failed." if failed else "All passed.")
     return 1 if failed else 0
 
