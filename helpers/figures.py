@@ -1,9 +1,14 @@
 """Drawing for notebooks and reports: colours, numbers, notes and images."""
 
+from pathlib import Path
+
+STYLE = Path(__file__).with_name("house.mplstyle")  # for plt.style.use
 # Okabe-Ito palette: told apart by people with any colour vision
-COLOURS = {"FP32": "#999999", "BF16": "#56B4E9", "INT8": "#D55E00"}
-COLOURS |= {"OpenVINO INT8": "#0072B2", "ONNX Runtime INT8": "#CC79A7"}
-OTHER = "#009E73"  # whatever else there is
+BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+DARK, GREY, LIGHT = "#555555", "#999999", "#DDDDDD"
+COLOURS = {"FP32": GREY, "BF16": SKY, "INT8": ORANGE}
+COLOURS |= {"OpenVINO INT8": BLUE, "ONNX Runtime INT8": PURPLE}
+OTHER = GREEN  # whatever else there is
 
 
 def number(value):
@@ -15,6 +20,14 @@ def note(axis, text, place, up=5, **style):
     """Write `text` centred `up` points above a place (x, y) of the data."""
     style = {"ha": "center", **style}
     axis.annotate(text, place, xytext=(0, up), textcoords="offset points", **style)
+
+
+def bars(axis, values, colours):
+    """Horizontal bars of {label: value}, the first at the top, each with its number."""
+    drawn = axis.barh([*values], [*values.values()], color=colours)
+    axis.bar_label(drawn, [number(value) for value in values.values()], padding=4)
+    axis.invert_yaxis()
+    axis.margins(x=0.18)
 
 
 def image(figure, alt):
@@ -36,7 +49,7 @@ def label_points(axis, points, labels, gap=0.11):
     Points may coincide: a line leads from each to its label. `gap` is a share of the height.
     """
     xs, ys = zip(*points)
-    axis.plot(xs, ys, "o", ms=8, color=COLOURS["INT8"], clip_on=False, zorder=3)
+    axis.plot(xs, ys, "o", ms=8, color=ORANGE, clip_on=False, zorder=3)
     axis.margins(x=0.1, y=0.1)
     low, high = axis.get_ylim()
     at = [(y - low) / (high - low) for y in ys]
@@ -57,6 +70,5 @@ def label_points(axis, points, labels, gap=0.11):
             textcoords="axes fraction",
             va="center",
             fontsize=11,
-            arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.8, "shrinkB": 5},
+            arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.8, "shrinkB": 5},
         )
-    axis.spines[["top", "right"]].set_visible(False)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from helpers import UserError, datasets, download, files, freezing, graphs
+from helpers import UserError, datasets, download, files, graphs
+from helpers.quantize import folding, freezing
 
 
 def keras_resnet50(weights="random", seed=0):
@@ -85,7 +86,7 @@ def resnet50(weights, folder):
             weights = "random"
     if weights in ("random", "imagenet"):
         path = folder / f"resnet50_fp32_{weights}.pb"
-        code = (sys.modules[__name__], freezing, graphs, datasets.dummy_images)
+        code = (sys.modules[__name__], freezing, folding, graphs, datasets.dummy_images)
         files.made_from(
             path,
             ("ResNet50", weights, metadata.version("tensorflow"), *code),

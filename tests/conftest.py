@@ -12,7 +12,8 @@ from pathlib import Path
 import papermill
 import pytest
 
-from helpers import datasets, freezing, graphs, quantization
+from helpers import datasets, graphs
+from helpers.quantize import CalibrationLoader, freeze, quiet
 from helpers.run import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,9 +174,9 @@ def images(count, seed=0):
 def small(keras_model, tmp_path_factory):
     """{"fp32": path, "int8": path} of the small network."""
     folder = tmp_path_factory.mktemp("graphs")
-    fp32 = freezing.freeze(keras_model, folder / "fp32.pb")
-    loader = quantization.CalibrationLoader(images(32, seed=1), 8)
-    with quantization.quiet(folder / "quantize.log"):
+    fp32 = freeze(keras_model, folder / "fp32.pb")
+    loader = CalibrationLoader(images(32, seed=1), 8)
+    with quiet(folder / "quantize.log"):
         from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
 
         config = StaticQuantConfig(weight_granularity="per_channel")

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, images
 
-from helpers import freezing, graphs, quantization, stats
+from helpers import graphs, stats
+from helpers.quantize import CalibrationLoader, folding, freeze, quiet
 
 
 def test_frozen_graph_computes_what_keras_computes(keras_model, small):
@@ -62,12 +63,12 @@ def test_paddings_fold_only_where_no_output_changes(folds, layer, paddings, befo
     graph_def = padded(layer, paddings, before)
     x = np.random.default_rng(0).standard_normal((3, 9, 9, 4), np.float32) - 0.5
     expected = graphs.FrozenGraph(graph_def, "input", "predict")(x)
-    freezing.fold_paddings(graph_def)
+    folding.fold_paddings(graph_def)
     plain = graphs.extract(graph_def, ["predict"])
     assert any(node.op == "Pad" for node in plain.node) != folds
     found = graphs.FrozenGraph(plain, "input", "predict")(x)
     assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
-    freezing.unfold_paddings(plain)
+    folding.unfold_paddings(plain)
     assert "EXPLICIT" not in str(plain)  # to ask for node.attr["padding"] would give all nodes one
     again = graphs.FrozenGraph(plain, "input", "predict")(x)
     assert again.shape == expected.shape and np.allclose(again, expected, atol=1e-5)
@@ -80,7 +81,7 @@ def test_a_padding_that_something_else_reads_stays_for_it():
     )
     x = np.ones((2, 9, 9, 4), np.float32)
     expected = graphs.FrozenGraph(both, "input", "predict")(x)
-    freezing.fold_paddings(both)
+    folding.fold_paddings(both)
     assert np.allclose(graphs.FrozenGraph(both, "input", "predict")(x), expected, rtol=1e-5)
 
 
@@ -97,7 +98,7 @@ def test_freezing_folds_the_paddings_of_keras(tmp_path):
             layers.MaxPooling2D(3, strides=2),
         ]
     )
-    path = freezing.freeze(model, tmp_path / "padded.pb")
+    path = freeze(model, tmp_path / "padded.pb")
     assert not any(node.op == "Pad" for node in graphs.read_graph(path).node)
     x = np.random.default_rng(0).standard_normal((3, 9, 9, 4), np.float32)
     assert np.allclose(graphs.FrozenGraph(path)(x), model(x).numpy(), atol=1e-5)
@@ -192,7 +193,7 @@ def folded(graph_def, shape=(5, 8, 8, 4)):
     x = numbers(*shape, seed=20)
     before = graphs.FrozenGraph(graph_def)(x)
     assert before.std() > 0.1
-    freezing.fold_batch_norms(graph_def)
+    folding.fold_batch_norms(graph_def)
     after = graphs.FrozenGraph(graph_def)(x)
     return graph_def, stats.sqnr_db(before, after)
 
@@ -305,7 +306,7 @@ def test_a_norm_whose_statistics_are_read_stays():
         ).batch_mean
 
     graph_def = chain(statistics_read)
-    freezing.fold_batch_norms(graph_def)
+    folding.fold_batch_norms(graph_def)
     assert operations_of(graph_def)["FusedBatchNormV3"] == 1
 
 
@@ -334,7 +335,7 @@ def test_channels_first_is_left_alone():
         tf.identity(x, "predict")
     graph_def = graph.as_graph_def()
     before = operations_of(graph_def)
-    freezing.fold_batch_norms(graph_def)
+    folding.fold_batch_norms(graph_def)
     assert operations_of(graph_def) == before
 
 
@@ -357,7 +358,7 @@ def test_a_network_of_every_kind_from_keras_has_no_norm_left(tmp_path):
     )
     x = numbers(16, 16, 16, 3)
     model(x, training=True)
-    graph_def = graphs.read_graph(freezing.freeze(model, tmp_path / "model.pb"))
+    graph_def = graphs.read_graph(freeze(model, tmp_path / "model.pb"))
     found = operations_of(graph_def)
     assert found["BiasAdd"] == 5 and not found.keys() & {"FusedBatchNormV3", "Mul", "AddV2", "Sub"}
     assert stats.sqnr_db(model(x).numpy(), graphs.FrozenGraph(graph_def)(x)) > 100
@@ -368,10 +369,10 @@ def test_functions_that_keras_calls_are_part_of_the_frozen_graph(tmp_path):
     layers = tf.keras.layers
     grouped = [layers.Conv2D(8 * n, 3, groups=groups) for n, groups in ((2, 8), (1, 2))]
     model = tf.keras.Sequential([layers.Input((8, 8, 8)), *grouped])
-    graph_def = graphs.read_graph(freezing.freeze(model, tmp_path / "grouped.pb"))
+    graph_def = graphs.read_graph(freeze(model, tmp_path / "grouped.pb"))
     assert [layer.op for layer in graphs.layers(graph_def)] == ["DepthwiseConv2dNative", "Conv2D"]
     assert not graph_def.library.function
-    assert list(freezing.grouped_convolutions(graph_def).values()) == [16]
+    assert list(folding.grouped_convolutions(graph_def).values()) == [16]
     x = numbers(4, 8, 8, 8)
     assert np.allclose(graphs.FrozenGraph(graph_def)(x), model(x).numpy(), atol=1e-5)
     assert not tf.config.functions_run_eagerly()
@@ -417,7 +418,7 @@ def test_means_of_whole_images_become_average_pools(pools, axes, keep, before, e
     graph_def = means(axes, keep, before, end)
     x = np.random.default_rng(0).standard_normal((3, 9, 7, 4), np.float32)
     expected = graphs.FrozenGraph(graph_def, "input", "predict")(x)
-    freezing.pool_means(graph_def)
+    folding.pool_means(graph_def)
     assert any(node.op == "AvgPool" for node in graph_def.node) == pools
     assert any(node.op == "Mean" for node in graph_def.node) != pools
     outputs = graphs.FrozenGraph(graphs.extract(graph_def, ["predict"]), "input", "predict")(x)
@@ -429,7 +430,7 @@ def test_a_mean_over_images_of_any_size_stays():
         return tf.nn.relu(tf.compat.v1.placeholder_with_default(x, [None, None, None, 4]))
 
     graph_def = means([1, 2], False, any_size)
-    freezing.pool_means(graph_def)
+    folding.pool_means(graph_def)
     assert not any(node.op == "AvgPool" for node in graph_def.node)
 
 
@@ -466,12 +467,12 @@ def test_means_stay_where_int8_would_end_the_process(kind, tmp_path):
         x = layers.Conv2D(8, 3)(squeeze_and_excite(x, layers))
         x = layers.Dense(10)(layers.GlobalAveragePooling2D()(x))
     model = tf.keras.Model(source, x)
-    fp32 = freezing.freeze(model, tmp_path / "fp32.pb")
+    fp32 = freeze(model, tmp_path / "fp32.pb")
     x = numbers(16, 16, 16, 8)
-    with quantization.quiet(tmp_path / "log"):
+    with quiet(tmp_path / "log"):
         from neural_compressor.tensorflow import StaticQuantConfig, quantize_model
 
-        loader = quantization.CalibrationLoader(x, 8)
+        loader = CalibrationLoader(x, 8)
         int8 = quantize_model(str(fp32), StaticQuantConfig(), loader, 2).graph_def
     path = graphs.write_graph(int8, tmp_path / "int8.pb")
     assert all(layer.int8 for layer in graphs.layers(int8))

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from conftest import SHAPE, images
 
-from helpers import UserError, benchmark, freezing, graphs, machine, quantization, stats
+from helpers import UserError, benchmark, graphs, machine, stats
 from helpers.benchmark import Candidate, kernels
 from helpers.benchmark.kernels import Primitive
+from helpers.quantize import freeze, quantize
 
 HEAD = "onednn_verbose,primitive,exec,cpu"
 LINES = [
@@ -95,8 +96,8 @@ def test_the_mean_at_the_end_runs_in_int8(tmp_path):
             layers.Dense(10, activation="softmax"),
         ]
     )
-    fp32 = freezing.freeze(model, tmp_path / "fp32.pb")
-    int8 = quantization.quantize(fp32, images(16), tmp_path / "int8.pb")
+    fp32 = freeze(model, tmp_path / "fp32.pb")
+    int8 = quantize(fp32, images(16), tmp_path / "int8.pb")
     _, executed = benchmark.profile(int8, images(4), [4], calls=1)[4]
     pools = [primitive for primitive in executed if primitive.primitive == "pooling"]
     assert [pool.kind for pool in pools] == ["u8 to u8"]

@@ -599,7 +599,7 @@ def test_description_is_complete():
 
 def test_importing_helpers_does_not_import_tensorflow():
     modules = sorted(path.stem for path in (ROOT / "helpers").glob("[a-z]*.py"))
-    assert {"machine", "topology", "graphs", "quantization"} <= set(modules)
+    assert {"machine", "topology", "graphs", "zoo"} <= set(modules)
     code = (
         f"import sys; from helpers import {', '.join(modules)}; print('tensorflow' in sys.modules)"
     )

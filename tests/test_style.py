@@ -1,5 +1,6 @@
 """Style of code and notebooks, and links that lead somewhere."""
 
+import ast
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ from conftest import ROOT
 
 import helpers
 from helpers.run import cli
+
+SCREEN = 50  # lines
 
 
 @pytest.mark.parametrize("words", [["check"], ["format", "--check"]], ids=" ".join)
@@ -32,6 +35,28 @@ def test_pre_commit_uses_the_same_ruff():
     assert pins == set(
         re.findall(r"^ruff==\S+", (ROOT / "tests/requirements.txt").read_text(), re.M)
     )
+
+
+def test_every_function_fits_on_a_screen():
+    found = {}
+    for path in sorted((ROOT / "helpers").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                found[f"{path.name}: {node.name}"] = node.end_lineno - node.lineno + 1
+    assert len(found) > 200 and [name for name, lines in found.items() if lines > SCREEN] == []
+
+
+def test_colours_have_names():
+    """In notebooks and helpers, but for the module that names them and the style file."""
+    for path in [*cli.notebooks(), *(ROOT / "helpers").rglob("*.py")]:
+        if path.name != "figures.py":
+            text = path.read_text() if path.suffix == ".py" else code_of(path)
+            assert not re.findall(r"[\"']#[0-9A-Fa-f]{6}\b", text), path
+
+
+def code_of(path):
+    cells = nbformat.read(path, 4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
 def text_of(path):

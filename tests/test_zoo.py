@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from helpers import UserError, datasets, files, freezing, zoo
+from helpers import UserError, datasets, files, zoo
+from helpers.quantize import freezing
 
 
 def test_dummy_images_are_seeded_and_in_range():

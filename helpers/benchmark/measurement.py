@@ -368,7 +368,7 @@ def compare(
     software = {**machine.software(), **measured.pop("software")}
     for entry, candidate in zip(measured["candidates"], kept(chosen, measured)):
         entry["graph"] = relative(candidate.graph, output)
-    used = {**PROFILES[profile], **effort}
+    settings = {**PROFILES[profile], **effort, **(settings or {})}
     result = {
         "schema": SCHEMA,
         "model": model,
@@ -379,8 +379,7 @@ def compare(
         "settings": {
             "threads": threads,
             "batch_sizes": sorted(set(batch_sizes)),
-            **used,
-            **(settings or {}),
+            **settings,
         },
         **measured,
     }

@@ -317,24 +317,27 @@ def _bars(axes, title, names, values, spans, lower_is_better):
         place = (bar.get_x() + bar.get_width() / 2, max(value, top))
         figures.note(axes, number(value), place, fontsize=13, fontweight="bold")
     axes.set_title(title, fontsize=13, pad=10)
-    axes.set_xlabel("lower is better" if lower_is_better else "higher is better", color="#555555")
+    axes.set_xlabel(
+        "lower is better" if lower_is_better else "higher is better", color=figures.DARK
+    )
     axes.margins(y=0.16)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", labelsize=12 if len(names) < 5 else 11, length=0)
 
 
 def draw(result):
     """The two figures, as (file name, matplotlib Figure)."""
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     names, small, large = names_and_sizes(result)
 
     def both(file, heading, left, right, foot=""):
-        figure = Figure(figsize=(9, 4.6), layout="constrained")
+        with style.context(figures.STYLE):
+            figure = Figure(figsize=(9, 4.6))
+            for axes, (title, values, spans, lower) in zip(figure.subplots(1, 2), (left, right)):
+                _bars(axes, title, names, values, spans, lower)
         figure.suptitle(f"{result['model']}: {heading}", fontsize=15, fontweight="bold")
-        for axes, (title, values, spans, lower) in zip(figure.subplots(1, 2), (left, right)):
-            _bars(axes, title, names, values, spans, lower)
-        figure.supxlabel(where(result) + foot, fontsize=9, color="#555555")
+        figure.supxlabel(where(result) + foot, fontsize=9, color=figures.DARK)
         return file, figure
 
     def spans(key, size):

@@ -1,4 +1,4 @@
-"""Around Intel Neural Compressor: calibration data, a quiet run, tuning and sensitivity."""
+"""Around Intel Neural Compressor: calibration data, a quiet run, and what it does not do itself."""
 
 import contextlib
 import ctypes
@@ -7,13 +7,13 @@ import os
 import re
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from helpers import UserError, files, freezing, graphs, stats
+from helpers import UserError, files, graphs
+from helpers.quantize import folding, freezing
 
 _DESCRIPTOR_2 = open(2, "w", buffering=1, closefd=False)  # open for as long as INC is loaded
 
@@ -129,16 +129,16 @@ def quantize(
     if form not in ("qdq", "legacy"):
         raise UserError(f"There is no form '{form}'; there are 'qdq' and 'legacy'.")
     if form == "legacy":
-        freezing.unfold_paddings(graph_def)
+        folding.unfold_paddings(graph_def)
     else:  # ITEX cannot run grouped convolutions in INT8: "std::length_error" ends the process
-        float_layers = {*float_layers, *freezing.grouped_convolutions(graph_def)}
+        float_layers = {*float_layers, *folding.grouped_convolutions(graph_def)}
     settings = (granularity, batch_size, form, sorted(float_layers), algorithm)
 
     def make():
         loader = CalibrationLoader(images, min(batch_size, len(images)))
         graphs.write_graph(_quantized(graph_def, loader, settings, source.name, log), path)
 
-    code = (sys.modules[__name__], graphs, freezing)
+    code = (sys.modules[__name__], graphs, freezing, folding)
     return files.made_from(path, (source, np.asarray(images), settings, *_versions(), *code), make)
 
 
@@ -250,73 +250,3 @@ def _leave_mixed_pools_float(graph_def):
         if kinds - {source.attr["T"].type}:
             pool.input[0] = network.nodes[source.input[0]].input[0]
     return graphs.extract(graph_def, [output])
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One quantization that was tried; `drop` in percentage points of accuracy."""
-
-    name: str
-    accuracy: float
-    drop: float
-    passed: bool
-    graph: Path
-
-
-def tune(attempts, accuracy_of, baseline, tolerance):
-    """Try quantizations in order until one keeps the accuracy: Trials, of which the last decides.
-
-    `attempts` are pairs (name, make) where make() gives the path of a quantized graph; what comes
-    after the first that passes is never made. `accuracy_of(path)` measures a graph (0 to 1) on the
-    validation split, `baseline` is that of FP32, `tolerance` the percentage points that may be
-    lost. Every accuracy is measured here on the graph itself and printed as it comes.
-    """
-    trials = []
-    for name, make in attempts:
-        graph = make()
-        accuracy = accuracy_of(graph)
-        drop = round(100 * (baseline - accuracy), 9)  # one image of 1,000 is 0.1, not more
-        trials.append(Trial(name, accuracy, drop, drop <= tolerance, graph))
-        verdict = "passes" if trials[-1].passed else "loses too much"
-        print(f"{len(trials)}. {name:<34} {accuracy:8.2%}  lost {drop:6.2f} points  {verdict}")
-        if trials[-1].passed:
-            break
-    return trials
-
-
-def sensitivity(graph_def, reference, images):
-    """How much each layer costs on its own: [(SQNR in dB, layer name)], the worst first.
-
-    One layer at a time stays INT8, all others go back to float; the ratio compares the logarithms
-    of the outputs (probabilities) with `reference`, those of FP32 for the same images.
-    """
-    names = [layer.name for layer in graphs.layers(graph_def) if layer.int8]
-    others = [[other for other in names if other != name] for name in names]
-    together, ends = graphs.side_by_side([graphs.leave_float(graph_def, rest) for rest in others])
-    outputs = graphs.Tensors(together, ends)(images)
-    wanted = np.log(reference + 1e-9)
-    ratios = [stats.sqnr_db(wanted, np.log(outputs[end] + 1e-9)) for end in ends]
-    return sorted(zip(ratios, names))
-
-
-def kl_threshold(values, levels=255, bins=2048):
-    """The upper end of a range [0, end] for unsigned 8-bit integers that loses least information.
-
-    Of the ends tried, the one whose quantized histogram has the smallest Kullback-Leibler
-    divergence from that of the positive `values`, clipped there. Source: Migacz 2017, "8-bit
-    Inference with TensorRT".
-    """
-    counts, edges = np.histogram(values[values > 0], bins)
-    best = np.inf, edges[-1]
-    for kept in range(levels, bins + 1, 8):
-        inside = counts[:kept]
-        reference = inside.astype(float)
-        reference[-1] += counts[kept:].sum()
-        group, used = np.arange(kept) * levels // kept, inside > 0
-        share = np.bincount(group, inside, levels) / np.maximum(np.bincount(group, used, levels), 1)
-        coarse = np.where(used, share[group], 0) + 1e-9
-        reference, coarse = reference / reference.sum(), coarse / coarse.sum()
-        seen = reference > 0
-        loss = (reference[seen] * np.log(reference[seen] / coarse[seen])).sum()
-        best = min(best, (float(loss), edges[kept]))
-    return float(best[1])
