@@ -6,16 +6,19 @@ and INT8. `python -m helpers.benchmark --help` is the command line.
 
 from helpers.benchmark.candidate import BF16_KNOBS, Candidate, candidates
 from helpers.benchmark.measurement import compare, measure
-from helpers.benchmark.profiling import executed_kernels, profile
+from helpers.benchmark.processes import ProcessEnded
+from helpers.benchmark.profiling import executed_kernels, outputs, profile
 from helpers.benchmark.settings import read_settings
 
 __all__ = [
     "BF16_KNOBS",
     "Candidate",
+    "ProcessEnded",
     "candidates",
     "compare",
     "executed_kernels",
     "measure",
+    "outputs",
     "profile",
     "read_settings",
 ]

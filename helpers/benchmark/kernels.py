@@ -6,7 +6,7 @@ Source: oneDNN developer guide, "Verbose Mode".
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 LAYERS = ("convolution", "deconvolution", "inner_product", "matmul")
 
@@ -17,7 +17,11 @@ class Primitive:
 
     `kernel` is the implementation as oneDNN names it (brgconv:avx512_core_amx), `kind` what tells
     the uses apart: the kernel size of a convolution, the data types of a reorder or a pool. `ms` is
-    its time, None where the runtime does not tell.
+    its time, None where the runtime does not tell. `shape` is the problem in oneDNN's words
+    ("mb1_ic3oc64_…", "32x8:8x10"). `names` are the operations of the graph that ran as the piece
+    whose line follows next; a piece is of what stands directly before its line, but a primitive
+    outside all pieces may stand there, too. A piece that oneDNN's graph compiler made (on CPUs with
+    AVX-512) logs no primitives and stands for itself.
     """
 
     primitive: str
@@ -25,13 +29,22 @@ class Primitive:
     kernel: str
     kind: str
     ms: float | None
+    shape: str = field(default="", compare=False)
+    names: tuple = field(default=(), compare=False)
 
 
 def parse(lines):
     """The Primitives in the lines of oneDNN's log. What a graph line names is of several."""
-    executed = []
+    executed, named = [], 0
     for line in lines:
         words = line.split(",")
+        if words[1:3] == ["graph", "exec"] and len(words) > 6:
+            names = tuple(words[6].split(";"))
+            if words[-2] == "compiler_backend":
+                executed.append(_compiled(words))
+            executed[named:] = [replace(one, names=names) for one in executed[named:]]
+            named = len(executed)
+            continue
         if words[1:3] == ["primitive", "exec"]:  # as ITEX's oneDNN 3.3 has it
             words = words[3:]
         elif words[:1] == ["onednn_verbose"] and words[1:2] == ["exec"]:  # and its 2.x
@@ -40,9 +53,22 @@ def parse(lines):
             continue
         weights = re.search(r"wei_(\w+?):", words[4]) if words[1] in LAYERS else None
         executed.append(
-            Primitive(words[1], weights and weights[1], words[2], _kind(words), float(words[-1]))
+            Primitive(
+                *(words[1], weights and weights[1], words[2], _kind(words), float(words[-1])),
+                shape=words[-2],
+            )
         )
     return executed
+
+
+def _compiled(words):
+    """The Primitive that stands for a piece of the graph compiler: matrix products, convolutions.
+
+    It holds the kernels in the type of what it reads: bytes mean that it works on bytes.
+    """
+    types = set(re.findall(r"\bin\d+_(\w+?):", ",".join(words[7:])))
+    weights = "s8" if types & {"s8", "u8"} else "bf16" if "bf16" in types else "f32"
+    return Primitive("partition", weights, words[-2], words[5], float(words[-1]))
 
 
 def _kind(words):

@@ -15,6 +15,10 @@ from helpers.stats import Round
 OPENING = 0.05  # seconds in which all instances get busy before their common window opens
 
 
+class ProcessEnded(UserError):
+    """Native code ended a process that runs a candidate."""
+
+
 class Worker:
     """A process that holds one candidate; `ask` sends a request and waits for the answer."""
 
@@ -43,7 +47,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             ended = machine.ending(self.process.wait())
-            raise UserError(f"The {self.name} process {ended}. Its log: {self.log}")
+            raise ProcessEnded(f"The {self.name} process {ended}. Its log: {self.log}")
         answer = json.loads(line)
         if "error" in answer:
             raise UserError(f"{self.name}: {answer['error']} Its log: {self.log}")

@@ -39,3 +39,20 @@ def executed_kernels(graph, images):
     """What oneDNN runs for one batch of `images`: Counter of (primitive, weight type, kernel)."""
     _, executed = profile(graph, images, [len(images)], calls=1)[len(images)]
     return Counter((one.primitive, one.weights, one.kernel) for one in executed if one.weights)
+
+
+def outputs(graph, images, batch_size=32, threads=None, **how):
+    """What a frozen graph gives for images (N, …): an array (N, …), as `profile` runs it.
+
+    Raises ProcessEnded when native code ends that process, UserError for anything else.
+    """
+    candidate = Candidate("asked", Path(graph), **how)
+    with tempfile.TemporaryDirectory(prefix="outputs_") as scratch:
+        np.save(f"{scratch}/inputs.npy", images)
+        with teams_for([candidate], threads or machine.usable_cores(), scratch) as teams:
+            team = teams["asked"]
+            team.start()
+            team.each("inputs", path=f"{scratch}/inputs.npy", batch_sizes=[])
+            size = min(batch_size, len(images))
+            team.each("predict", batch_size=size, to=f"{scratch}/outputs.npy")
+            return np.load(f"{scratch}/outputs.npy")

@@ -2,6 +2,16 @@
 
 from helpers.quantize.freezing import freeze
 from helpers.quantize.inc import CalibrationLoader, quantize, quiet
-from helpers.quantize.ladder import Trial, sensitivity, tune
+from helpers.quantize.ladder import Judge, Trial, climb, sensitivity, tune
 
-__all__ = ["CalibrationLoader", "Trial", "freeze", "quantize", "quiet", "sensitivity", "tune"]
+__all__ = [
+    "CalibrationLoader",
+    "Judge",
+    "Trial",
+    "climb",
+    "freeze",
+    "quantize",
+    "quiet",
+    "sensitivity",
+    "tune",
+]

@@ -1,11 +1,14 @@
 """Attempts at a quantization until one keeps the accuracy, and what each layer costs."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from helpers import graphs, stats
+from helpers import UserError, benchmark, graphs, stats
+from helpers.quantize import equalizing
+from helpers.quantize.inc import quantize
 
 
 @dataclass(frozen=True)
@@ -19,22 +22,26 @@ class Trial:
     graph: Path
 
 
-def tune(attempts, accuracy_of, baseline, tolerance):
+def tune(attempts, accuracy_of, baseline, tolerance, first=1):
     """Try quantizations in order until one keeps the accuracy: Trials, of which the last decides.
 
-    `attempts` are pairs (name, make) where make() gives the path of a quantized graph; what comes
-    after the first that passes is never made. `accuracy_of(path)` measures a graph (0 to 1) on the
-    validation split, `baseline` is that of FP32, `tolerance` the percentage points that may be
-    lost. Every accuracy is measured here on the graph itself and printed as it comes.
+    `attempts` are pairs (name, make) where make() gives the path of a quantized graph, or None for
+    an attempt that does not apply; what comes after the first that passes is never made.
+    `accuracy_of(path)` measures a graph (0 to 1) on the validation split, `baseline` is that of
+    FP32, `tolerance` the percentage points that may be lost. Every accuracy is measured here on the
+    graph itself and printed as it comes, numbered from `first`.
     """
     trials = []
     for name, make in attempts:
         graph = make()
+        if graph is None:
+            continue
         accuracy = accuracy_of(graph)
         drop = round(100 * (baseline - accuracy), 9)  # one image of 1,000 is 0.1, not more
         trials.append(Trial(name, accuracy, drop, drop <= tolerance, graph))
         verdict = "passes" if trials[-1].passed else "loses too much"
-        print(f"{len(trials)}. {name:<34} {accuracy:8.2%}  lost {drop:6.2f} points  {verdict}")
+        number = first + len(trials) - 1
+        print(f"{number}. {name:<34} {accuracy:8.2%}  lost {drop:6.2f} points  {verdict}")
         if trials[-1].passed:
             break
     return trials
@@ -53,3 +60,205 @@ def sensitivity(graph_def, reference, images):
     wanted = np.log(reference + 1e-9)
     ratios = [stats.sqnr_db(wanted, np.log(outputs[end] + 1e-9)) for end in ends]
     return sorted(zip(ratios, names))
+
+
+def alone(fp32, int8, images, chunk=8):
+    """How much each INT8 layer costs on its own: {layer name: SQNR in dB of the output}.
+
+    As `sensitivity`, for outputs of any kind: those of the FP32 graph are compared as they are.
+    `chunk` networks are loaded at a time.
+    """
+    names = [layer.name for layer in graphs.layers(int8) if layer.int8]
+    wanted = graphs.FrozenGraph(fp32).predict(images)
+    found = {}
+    for start in range(0, len(names), chunk):
+        part = names[start : start + chunk]
+        networks = [graphs.leave_float(int8, [n for n in names if n != name]) for name in part]
+        together, ends = graphs.side_by_side(networks)
+        outputs = graphs.Tensors(together, ends)(images, batch_size=25)
+        found |= {name: stats.sqnr_db(wanted, outputs[end]) for name, end in zip(part, ends)}
+    return found
+
+
+class Judge:
+    """What a quantized graph is judged by: accuracy with labels, without them agreement with FP32.
+
+    `inputs` (N, …) are for decisions only, `labels` (N,) or None. Every graph runs in a process of
+    its own, because native code may end it.
+    """
+
+    def __init__(self, fp32, inputs, labels=None):
+        self.fp32, self.inputs, self.labels = fp32, inputs, labels
+        self.outputs = benchmark.outputs(fp32, inputs)
+        self.answers = classes(self.outputs)
+        self.word = "accuracy" if labels is not None else "agreement with FP32"
+        self.baseline = self.of(self.outputs)
+
+    def of(self, outputs):
+        """The share (0 to 1) of outputs (N, classes) that are right."""
+        truth = self.answers if self.labels is None else self.labels
+        return float((classes(outputs) == truth).mean())
+
+    def __call__(self, path):
+        outputs = benchmark.outputs(path, self.inputs)
+        return self.of(outputs) if np.isfinite(outputs).all() else 0.0
+
+
+def classes(outputs):
+    """The class that each row of outputs (N, …) names; of a single number, whether it is a yes.
+
+    That is above one half for probabilities, above 0 for anything else.
+    """
+    rows = outputs.reshape(len(outputs), -1)
+    if rows.shape[1] > 1:
+        return rows.argmax(1)
+    return (rows[:, 0] > (0.5 if rows.min() >= 0 and rows.max() <= 1 else 0)).astype(int)
+
+
+def climb(fp32, images, judge, tolerance, folder, tell=print):
+    """Quantize the frozen graph `fp32` until `judge` is content: (trials, why), the last decides.
+
+    The attempts, each with all layers in INT8 before any goes back: per channel; calibrated on
+    ranges without the outermost values; after cross-layer equalization; then the 1, 2, 4, … layers
+    back in FP32 that cost most alone. `images` (N, …) are calibrated on, `tolerance` is in
+    percentage points. Layers that end the process in INT8 are found by halving and stay FP32;
+    `why` says of each layer left in FP32 why: {name: reason}.
+    """
+    folder, why = Path(folder), {}
+    graph_def = graphs.read_graph(fp32)
+
+    def int8_of(name, source=fp32, **how):
+        path = folder / f"{name}.pb"
+        log = folder / f"{name}.log"
+        made = quantize(source, images, path, float_layers=sorted(why), log=log, **how)
+        return _runnable(made, judge.inputs, why, tell)
+
+    def equalized():
+        changed = equalizing.equalize(graph_def)
+        if changed is None:
+            return None
+        return int8_of("equalized", graphs.write_graph(changed, folder / "equalized_fp32.pb"))
+
+    trials = tune(
+        [("per channel", lambda: int8_of("per_channel"))], judge, judge.baseline, tolerance
+    )
+    more = [
+        ("ranges without outliers", lambda: _clipped(trials[0].graph, graph_def, images, folder)),
+        ("cross-layer equalization", equalized),
+    ]
+    if not trials[-1].passed:
+        trials += tune(more, judge, judge.baseline, tolerance, first=len(trials) + 1)
+    if not trials[-1].passed:
+        best = max(trials, key=lambda trial: trial.accuracy)
+        costs = alone(fp32, graphs.read_graph(best.graph), judge.inputs[:50])
+        worst = sorted(costs, key=costs.get)
+        steps = _partly_float(best, worst, folder)
+        trials += tune(steps, judge, judge.baseline, tolerance, first=len(trials) + 1)
+        left = graphs.layers(graphs.read_graph(trials[-1].graph))
+        floats = {layer.name for layer in left if not layer.int8}
+        why |= {name: "back in FP32 to keep the accuracy" for name in worst if name in floats}
+    return trials, why
+
+
+def _partly_float(trial, worst, folder):
+    """(name, make) for a trial's graph with the 1, 2, 4, … worst layers in FP32, up to half."""
+    counts = (2**power for power in itertools.count())
+    for count in itertools.takewhile(lambda count: count <= max(1, len(worst) // 2), counts):
+
+        def make(count=count):
+            graph = graphs.leave_float(graphs.read_graph(trial.graph), worst[:count])
+            return graphs.write_graph(graph, folder / f"{count}_float.pb")
+
+        yield f"{count} layer{'s' * (count > 1)} back in FP32", make
+
+
+def _runnable(path, inputs, why, tell):
+    """The graph at `path`, or one beside it without the layers that end its process in INT8.
+
+    Their names are added to `why`. Raises UserError where it is not one layer or a few.
+    """
+    graph_def = graphs.read_graph(path)
+    names = [layer.name for layer in graphs.layers(graph_def) if layer.int8]
+    trial = path.with_name(f"{path.stem}_runs.pb")
+
+    def ends(in_int8):
+        floats = [name for name in names if name not in in_int8]
+        graphs.write_graph(graphs.leave_float(graph_def, floats), trial)
+        try:
+            benchmark.outputs(trial, inputs[:8])
+        except benchmark.ProcessEnded:
+            return True
+        return False
+
+    try:
+        benchmark.outputs(path, inputs[:8])
+        return path
+    except benchmark.ProcessEnded as error:
+        tell(f"{error} Looking for the layers that cause it …")
+    guilty = culprits(names, ends)
+    for name in guilty:
+        why[name] = "in INT8 it ends the process in oneDNN"
+        tell(f"  {name} stays in FP32: {why[name]}")
+    return trial
+
+
+def culprits(names, ends, most=8):
+    """Which of `names` have to be left out so that ends(the others) is false, found by halving.
+
+    Each is the last of the shortest beginning of the list for which `ends` is true. Raises
+    UserError where it is true of nothing at all, or of what is left without `most` of them.
+    """
+    if ends([]):
+        raise UserError("The graph ends its process even with every layer in FP32.")
+    guilty, left = [], list(names)
+    while ends(left):
+        if len(guilty) == most:
+            raise UserError(
+                f"Without {most} layers in INT8 ({', '.join(guilty)}) the process still ends. This "
+                "network stays in FP32 or BF16 on this machine."
+            )
+        runs, fails = 0, len(left)
+        while fails - runs > 1:
+            middle = (runs + fails) // 2
+            runs, fails = (runs, middle) if ends(left[:middle]) else (middle, fails)
+        guilty.append(left.pop(fails - 1))
+    return guilty
+
+
+def _clipped(path, fp32, images, folder, share=99.99, most=32):
+    """An INT8 graph whose activations' ranges leave out what lies beyond a percentile.
+
+    One image with a value far from all others makes every step larger; `share` is in percent,
+    the ranges are means over batches of 8 of the first `most` images.
+    """
+    graph_def = graphs.read_graph(path)
+    network = graphs.Network(graph_def)
+    known = {node.name for node in fp32.node}
+    sources = {}  # the activation -> the node that quantizes it
+    for node in graph_def.node:
+        if node.op == "QuantizeV2" and network.value(node.input[0]) is None:
+            name = graphs.node_name(node.input[0])
+            sources |= {name: node} if name in known else {}
+    tensors, batches = graphs.Tensors(fp32, sources), []
+    for start in range(0, min(most, len(images)), 8):
+        found = tensors(images[start : start + 8])
+        batches.append([np.percentile(found[name], (100 - share, share)) for name in sources])
+    for node, (low, high) in zip(sources.values(), np.mean(batches, axis=0)):
+        was_low, was_high = (float(network.value(name)) for name in node.input[1:3])
+        if was_low < 0:
+            high = max(abs(low), abs(high))
+            low = -high
+        ends = (max(low, was_low) if was_low < 0 else was_low), min(high, was_high)
+        if ends[1] > ends[0]:
+            for name, end in zip(node.input[1:3], ends):
+                _set(network.nodes[graphs.node_name(name)], end)
+    return graphs.write_graph(graph_def, folder / "clipped.pb")
+
+
+def _set(constant, value):
+    """Give a scalar constant of a range another value."""
+    import tensorflow as tf
+
+    shape = [dim.size for dim in constant.attr["value"].tensor.tensor_shape.dim]
+    tensor = tf.make_tensor_proto(np.full(shape, value, np.float32))
+    constant.attr["value"].tensor.CopyFrom(tensor)
