@@ -45,7 +45,7 @@ def test_pairs_are_layers_with_nothing_between_that_mixes_channels(broken):
 
 
 def test_equalizing_changes_no_output_and_evens_out_the_ranges(broken):
-    path, inputs, healthy = broken
+    path, inputs, _ = broken
     even = equalizing.equalize(graphs.read_graph(path))
     wanted = graphs.FrozenGraph(path).predict(inputs)
     assert stats.sqnr_db(wanted, graphs.FrozenGraph(even).predict(inputs)) > 80

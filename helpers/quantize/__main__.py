@@ -1,0 +1,235 @@
+"""The command line: python -m helpers.quantize."""
+
+import argparse
+import contextlib
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from helpers import UserError, benchmark, files, graphs, machine, stats
+from helpers.benchmark import peers, report
+from helpers.quantize import data, ladder, layers, reading, serving
+
+SAME_SQNR_DB = 40.0  # a frozen graph that is further from its model than this is another network
+TOLERANCE = {"accuracy": 1.0, "agreement with FP32": 3.0}  # percentage points
+BATCH_SIZES = (1, 32)
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.quantize",
+        description="From a trained model to INT8 that is proved to run in INT8, keeps the "
+        "accuracy, is measured, and can be served.",
+    )
+    add = parser.add_argument
+    add("model", type=Path, help=".keras, .h5, a SavedModel folder or a frozen graph (.pb)")
+    text = ".npz (x_train, y_train, x_test, y_test), .npy, or a folder of class folders of images"
+    add("--data", type=Path, help=f"{text}; without it inputs are made up: only the speed counts")
+    add("--scale", help="value · SCALE + OFFSET of every value: 1/255 or 1/127.5,-1")
+    add("--shape", type=shape, help="of one input where the model leaves it open: 224,224,3")
+    add("--tolerance", type=float, metavar="POINTS",
+        help="percentage points that may be lost; default: 1 of the accuracy, without labels 3 of "
+        "the agreement with FP32")  # fmt: skip
+    add("--peers", action="store_true", help="also OpenVINO and ONNX Runtime (set_env.sh --peers)")
+    add("--quick", action="store_true", help="less data, shorter measuring")
+    add("--limit", type=float, help="seconds of measuring; default: 240, quick 60")
+    add("--output", type=Path, default=Path("outputs/own"), metavar="DIR")
+    return parser.parse_args(arguments)
+
+
+def shape(text):
+    """The sizes in 224,224,3."""
+    try:
+        return tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no shape; write it like 224,224,3") from None
+
+
+@contextlib.contextmanager
+def step(title):
+    """Tell what begins, and afterwards how long it took."""
+    print(f"\n{title}", flush=True)
+    start = time.monotonic()
+    yield
+    print(f"  ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    try:
+        return run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nInterrupted; what was not finished was not written.", file=sys.stderr)
+        return 130
+    return 1
+
+
+def run(options):
+    """All of the command; its status: 0 when INT8 holds."""
+    if options.peers and peers.absent():
+        raise UserError(peers.absent())
+    output = options.output.absolute()
+    with step("Read the model and the data, and freeze"):
+        source = reading.read(options.model, options.shape)
+        fp32 = graphs.write_graph(source.graph_def, output / "models" / "fp32.pb")
+        given = read_data(options, source)
+        check(source, fp32, given)
+    with step("Quantize with Intel Neural Compressor, until it holds"):
+        judge = ladder.Judge(fp32, given.decision, given.decision_labels)
+        tolerance = math.inf if given.made_up else options.tolerance
+        tolerance = TOLERANCE[judge.word] if tolerance is None else tolerance
+        if not given.made_up:
+            print(f"  Judged by {judge.word} on {len(given.decision):,} inputs; FP32 has "
+                  f"{judge.baseline:.2%}, {tolerance:g} points may be lost.")  # fmt: skip
+        folder = output / "models" / "trials"
+        trials, why = ladder.climb(fp32, given.calibration, judge, tolerance, folder)
+    if not trials[-1].passed:
+        return instead(options, output, fp32, given, judge, trials, tolerance)
+    int8 = graphs.write_graph(graphs.read_graph(trials[-1].graph), output / "models" / "int8.pb")
+    with step("Measure FP32, BF16 where the CPU has it, and INT8"):
+        result = measure(options, output, fp32, int8, given)
+    with step("Look at each layer"):
+        rows, reasons = look(result, fp32, int8, given.decision[: max(BATCH_SIZES)], why)
+        files.write_json(output / "layers.json", rows)
+        print(layer_table(rows))
+    with step("Write what serves it, and time that"):
+        serving.save(int8, output, source.input_name, source.output_name)
+        cost = serving.measure(output, given.report[:1], machine.usable_cores())
+        session, signature = (cost[way]["median"] for way in ("session_ms", "signature_ms"))
+        print(f"  One input takes {session:.2f} ms in a Session, as serve.py has it, and "
+              f"{signature:.2f} ms through the signature (median calls).")  # fmt: skip
+    print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}")
+    written = "models/fp32.pb, models/int8.pb, saved_model/, serve.py, layers.json, result.json"
+    print(f"In {output}: {written} and two figures.")
+    return 0
+
+
+def read_data(options, source):
+    """The Data for a Source, of the shape and type of its input."""
+    signature = graphs.find_signature(source.graph_def)
+    answer = source.predict(np.zeros((1, *signature.shape), signature.dtype), 1)
+    classes = answer.shape[1] if answer.ndim == 2 else None
+    given = data.read(
+        options.data, signature.shape, signature.dtype, classes, options.scale, options.quick
+    )
+    listed = graphs.layers(source.graph_def)
+    print(f"  {source.kind} with {len(listed)} convolutions and matrix products; input "
+          f"'{source.input_name}' {signature.shape} {signature.dtype}.")  # fmt: skip
+    if given.made_up:
+        print("  No data: inputs are made up, so of what follows only the speed counts.")
+    return given
+
+
+def check(source, fp32, given):
+    """Raise UserError where the frozen graph does not compute what the model does."""
+    few = given.decision[:32]
+    sqnr = stats.sqnr_db(source.predict(few, 32), benchmark.outputs(fp32, few))
+    print(f"  The frozen graph gives what the model gives: SQNR {min(sqnr, 200):.0f} dB.")
+    if not sqnr > SAME_SQNR_DB:
+        raise UserError(
+            f"The frozen graph does not compute what the model computes (SQNR {sqnr:.1f} dB, at "
+            f"least {SAME_SQNR_DB:.0f} wanted): something in it is random or depends on the batch. "
+            "Export the model for inference as a SavedModel, and give that."
+        )
+
+
+def measure(options, output, fp32, int8, given):
+    """FP32, BF16, INT8 and, if asked for, the peers, side by side: the result."""
+    chosen = benchmark.candidates(fp32, int8)
+    if options.peers:
+        chosen += peers.candidates(fp32, given.calibration, output / "models" / "peers")
+    result = benchmark.compare(
+        chosen,
+        output,
+        options.model.stem,
+        inputs=given.report,
+        labels=given.report_labels,
+        batch_sizes=BATCH_SIZES,
+        profile="quick" if options.quick else "full",
+        settings={"weights": "as given", "data": options.data.name if options.data else "made up"},
+        least_sqnr_db=-math.inf,
+        **effort(options),
+    )
+    report.show(result, output)
+    return result
+
+
+def effort(options):
+    """What is asked for beside the profile, for benchmark.compare."""
+    return {"limit": options.limit} if options.limit else {}
+
+
+def instead(options, output, fp32, given, judge, trials, tolerance):
+    """Tell that INT8 does not hold, and what BF16 does; status 1."""
+    best = max(trials, key=lambda trial: trial.accuracy)
+    text = (
+        f"INT8 does not hold: of {len(trials)} attempts the best, '{best.name}', loses "
+        f"{best.drop:.2f} points of the {judge.word}, {tolerance:g} may be lost. Raise --tolerance"
+    )
+    if not machine.has_bf16():
+        print(f"\n{text}, or stay with FP32: this CPU has no BF16 instructions.")
+        return 1
+    chosen = benchmark.candidates(fp32, fp32)[:-1]
+    with step("Measure BF16 instead"):
+        result = benchmark.compare(
+            chosen, output, options.model.stem, inputs=given.report, labels=given.report_labels,
+            batch_sizes=BATCH_SIZES, profile="quick" if options.quick else "full",
+            **effort(options),
+        )  # fmt: skip
+        report.show(result, output)
+    print(f"\n{text}, or take BF16: the FP32 graph under ITEX's auto mixed precision, as above.")
+    return 1
+
+
+def layer_table(rows, most=10):
+    """The layers that take most of the call, and all that are not in INT8, as lines."""
+    ranked = sorted(rows, key=lambda row: -(row["share"] or 0))
+    shown = ranked[:most] + [row for row in ranked[most:] if not row["int8"]]
+    lines = [f"  {'share':>7} {'alone dB':>9}  runs in  layer"]
+    for row in shown:
+        share = "–" if row["share"] is None else f"{row['share']:.1%}"
+        db = "–" if row["sqnr_db"] is None else f"{min(row['sqnr_db'], 200):.1f}"
+        kind = "INT8" if row["int8"] else "float"
+        why = f": {row['why']}" if row["why"] else ""
+        lines.append(f"  {share:>7} {db:>9}  {kind:<7}  {row['name']} ({row['op']}){why}")
+    if len(shown) < len(rows):
+        lines.append(f"  … and {len(rows) - len(shown)} more in INT8: layers.json has all.")
+    return "\n".join(lines)
+
+
+def look(result, fp32, int8, images, why):
+    """The rows of layers.json at the largest batch size, and the paragraph that explains them."""
+    size = max(BATCH_SIZES)
+    _, primitives = benchmark.profile(int8, images, [size])[size]
+    best = report.batch_of(result, "INT8", size)["latency_ms"]["best"]  # without writing a log
+    rows = layers.layers(fp32, int8, images, why, size, executed=(best, primitives))
+    times = {batch: report.ratio(result, "INT8", batch) for batch in BATCH_SIZES}
+    summary = layers.outside(best, primitives)
+    return rows, layers.explanation(rows, summary, times, machine.int8_level())
+
+
+def closing(result, rows, given, last):
+    """What holds, in words: layers in INT8, and the accuracy on inputs that decided nothing."""
+    text = f"{sum(row['int8'] for row in rows)} of {len(rows)} layers run in INT8 ({last.name})."
+    fp32, int8 = (
+        next(entry["accuracy"] for entry in result["candidates"] if entry["name"] == name)
+        for name in ("FP32", "INT8")
+    )
+    if given.made_up:
+        return f"{text} Whether it keeps the accuracy is not known without data (--data)."
+    if int8:
+        return (
+            f"{text} Of {int8['images']:,} inputs that took part in no decision FP32 gets "
+            f"{fp32['top1']:.2%} right, INT8 {int8['top1']:.2%}."
+        )
+    same = result["agreement"]["INT8"]["top1"]
+    return f"{text} On inputs that took part in no decision it agrees with FP32 for {same:.2%}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

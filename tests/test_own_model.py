@@ -1,0 +1,126 @@
+"""python -m helpers.quantize, from a model's file to what serves it in INT8."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, images
+
+from helpers import benchmark, graphs
+from helpers.quantize import __main__ as command
+
+
+@pytest.fixture(scope="module")
+def trained(keras_model, tmp_path_factory):
+    """(the file of a Keras model, the file of data that it labels as it should)."""
+    folder = tmp_path_factory.mktemp("mine")
+    keras_model.save(folder / "mine.keras")
+    x = images(400, seed=7)
+    y = keras_model.predict(x, verbose=0).argmax(1)
+    np.savez(folder / "data.npz", x_train=x[:300], y_train=y[:300], x_test=x[300:], y_test=y[300:])
+    return folder / "mine.keras", folder / "data.npz"
+
+
+@pytest.fixture(scope="module")
+def made(trained, tmp_path_factory):
+    """The output folder of the command, called as people call it, and what it said."""
+    model, data = trained
+    output = tmp_path_factory.mktemp("own") / "a folder"
+    words = [sys.executable, "-m", "helpers.quantize", model, "--data", data, "--output", output]
+    done = subprocess.run(
+        [*words, "--quick", "--limit", "1"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return output, done.stdout
+
+
+def test_it_says_what_became_of_the_model(made):
+    output, text = made
+    assert "Keras model with 3 convolutions and matrix products" in text
+    assert "1. per channel" in text and "passes" in text
+    assert "3 of 3 layers run in INT8 (per channel)." in text
+    assert "Of 100 inputs that took part in no decision FP32 gets 100.00% right" in text
+    assert "INT8 is " in text and str(output) in text
+
+
+def test_it_leaves_what_it_says(made):
+    output, _ = made
+    for name in ("models/fp32.pb", "models/int8.pb", "fp32_int8_absolute.png", "serve.py"):
+        assert (output / name).stat().st_size > 1000
+    result = json.loads((output / "result.json").read_text())
+    first, *_, last = result["candidates"]
+    assert (first["name"], last["name"]) == ("FP32", "INT8")
+    assert last["kernels"]["s8"]["count"] == 3
+    rows = json.loads((output / "layers.json").read_text())
+    assert len(rows) == 3 and all(row["int8"] and row["why"] is None for row in rows)
+    assert all(20 < row["sqnr_db"] <= 200 and 0 < row["share"] < 1 for row in rows)
+
+
+def test_what_serves_it_gives_what_was_measured(made, tmp_path):
+    """In a fresh process, from another folder."""
+    output, _ = made
+    batch = images(4, seed=8)
+    np.save(tmp_path / "request.npy", batch)
+    words = [sys.executable, output / "serve.py", "request.npy", "--to", "answer.npy"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = benchmark.outputs(output / "models" / "int8.pb", batch, 4)
+    assert np.array_equal(np.load(tmp_path / "answer.npy"), wanted)
+    assert "ms a call" in done.stdout
+
+
+def test_a_tolerance_that_cannot_be_met_is_admitted(trained, tmp_path, capsys):
+    model, data = map(str, trained)
+    words = [model, "--data", data, "--quick", "--limit", "1", "--tolerance", "-1"]
+    assert command.main([*words, "--output", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "INT8 does not hold: of " in text and "-1 may be lost" in text
+    assert not (tmp_path / "models" / "int8.pb").exists()
+
+
+def test_without_data_only_the_speed_counts(keras_model, tmp_path, capsys):
+    keras_model.export(tmp_path / "exported")
+    words = [
+        str(tmp_path / "exported"),
+        "--quick",
+        "--limit",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert command.main(words) == 0
+    text = capsys.readouterr().out
+    assert "SavedModel with 3 convolutions" in text and "inputs are made up" in text
+    assert "Whether it keeps the accuracy is not known without data" in text
+    signature = graphs.find_signature(graphs.read_graph(tmp_path / "out" / "models" / "int8.pb"))
+    assert signature.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nowhere.keras"], "There is no model at nowhere.keras"),
+        (["MODEL", "--data", "nowhere.npz"], "There are no data at nowhere.npz"),
+        (["MODEL", "--data", "DATA", "--scale", "much"], "--scale much is no factor"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(words, sentence, trained, tmp_path, capsys):
+    names = {"MODEL": str(trained[0]), "DATA": str(trained[1])}
+    words = [names.get(word, word) for word in words]
+    assert command.main([*words, "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {sentence}") and "Traceback" not in said.err
+
+
+def test_an_interruption_is_no_traceback(monkeypatch, tmp_path, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.reading, "read", interrupted)
+    assert command.main(["x.keras", "--output", str(tmp_path)]) == 130
+    assert "Interrupted" in capsys.readouterr().err
+    assert not [path for path in Path(tmp_path).rglob("*") if path.suffix in (".part", ".tmp")]
