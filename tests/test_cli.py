@@ -57,6 +57,32 @@ def test_list_and_help_name_every_notebook():
             assert title in done.stdout and "minute" in minutes
 
 
+def test_parameters_reach_the_notebooks_that_have_them(checkout, tmp_path):
+    notebook(checkout, "01_one", "print(profile)")
+    notebook(checkout, "02_two", "print([size + 1 for size in sizes], name)")
+    path = checkout / "notebooks" / "02_two.ipynb"
+    path.write_text(path.read_text().replace("output = ''", "output = ''\\nsizes = []\\nname = ''"))
+    words = ["--output", tmp_path / "out", "-p", "sizes", "[1, 8]", "-p", "name", "my file.keras"]
+    done = run(checkout, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    executed = nbformat.read(tmp_path / "out" / "notebooks" / "02_two.ipynb", 4)
+    assert executed.cells[-1].outputs[0].text == "[2, 9] my file.keras\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("siezs", "None of the notebooks has a parameter 'siezs'. They have: "),
+        ("output", "The parameter 'output' has an option"),
+    ],
+)
+def test_a_parameter_that_no_notebook_has_is_refused(name, sentence, checkout, tmp_path):
+    notebook(checkout, "01_one", "print(profile)")
+    done = run(checkout, "--output", tmp_path / "out", "-p", name, "1")
+    assert done.returncode == 1 and f"Failed: {sentence}" in done.stdout
+    assert "Traceback" not in done.stderr and not list((tmp_path / "out").glob("*.html"))
+
+
 def test_the_folder_it_is_called_from_does_not_matter(tmp_path):
     (tmp_path / "helpers").mkdir()
     (tmp_path / "helpers" / "__init__.py").write_text("raise SystemExit('another helpers')")

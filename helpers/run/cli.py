@@ -5,6 +5,7 @@ Only the standard library is imported at the top, and the syntax is that of Pyth
 """
 
 import argparse
+import ast
 import fcntl
 import json
 import os
@@ -47,8 +48,42 @@ def parse(arguments):
     parser.add_argument("words", nargs="*", help="only notebooks whose name contains a word")
     parser.add_argument("--quick", action="store_true", help="small settings: minutes on 2 cores")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/")
+    parser.add_argument(
+        *("-p", "--parameter"),
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the chosen notebooks, as -p weights random; may be repeated",
+    )
     parser.add_argument("--list", action="store_true", help="show the notebooks and stop")
     return parser.parse_args(arguments)
+
+
+def given(pairs, chosen):
+    """What -p says: {notebook's stem: {name: value}}, of each the parameters that it has.
+
+    A value is a Python literal (0.5, None, "[1, 8]") or else text. Raises UserError for a name that
+    none of the notebooks has, and for the two that have options of their own.
+    """
+    import papermill
+
+    names = {path.stem: set(papermill.inspect_notebook(str(path))) for path in chosen}
+    values = {}
+    for name, text in pairs:
+        if name in ("profile", "output"):
+            raise UserError(f"The parameter '{name}' has an option: --quick, or --output DIR.")
+        if not any(name in known for known in names.values()):
+            known = ", ".join(sorted(set().union(*names.values()) - {"profile", "output"}))
+            raise UserError(f"None of the notebooks has a parameter '{name}'. They have: {known}.")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return {
+        stem: {name: value for name, value in values.items() if name in known}
+        for stem, known in names.items()
+    }
 
 
 def listing():
@@ -167,7 +202,10 @@ class States:
 
 
 def run_all(chosen, output, parameters, states):
-    """Execute notebooks until one fails, print each as it comes: (books for the page, failure)."""
+    """Execute notebooks until one fails, print each as it comes: (books for the page, failure).
+
+    `parameters` are those of each notebook, by its stem.
+    """
     books, failed = [], None
     for index, path in enumerate(chosen, 1):
         title, minutes = about(path)
@@ -175,7 +213,7 @@ def run_all(chosen, output, parameters, states):
         start = time.monotonic()
         states.set(path.stem, "not finished")
         try:
-            failed = execute(path, output / "notebooks" / path.name, parameters)
+            failed = execute(path, output / "notebooks" / path.name, parameters[path.stem])
         except KeyboardInterrupt:
             print(f"\nInterrupted in {path.stem}; no result was written for it.")
             raise
@@ -209,8 +247,10 @@ def main(arguments=None):
     from helpers.run import site  # not at the top: see above
 
     since = time.time()
-    parameters = {"profile": "quick" if options.quick else "full", "output": str(output)}
+    common = {"profile": "quick" if options.quick else "full", "output": str(output)}
     try:
+        own = given(options.parameter, chosen) if options.parameter else {}
+        parameters = {path.stem: common | own.get(path.stem, {}) for path in chosen}
         states = States(output)
         books, failed = run_all(chosen, output, parameters, states)
         print("\n" + "\n\n".join(filter(None, [summary(output, since), ""])))
@@ -218,7 +258,7 @@ def main(arguments=None):
             print(f"{book['stem']:<26} {book['state']:<7} {book['time']:>8}")
         page = site.write(output, books + list(states.earlier(books)), failed)
         print(f"Executed notebooks: {output / 'notebooks'}\nAll of it on one page: {page}")
-    except UserError as error:  # the disk is full
+    except UserError as error:  # the disk is full, or a parameter that no notebook has
         failed = str(error)
     except KeyboardInterrupt:
         return 130
