@@ -30,7 +30,7 @@ def parse(arguments):
     add("--cap", action="append", metavar="ISA", help=f"may be repeated; default: {' '.join(CAPS)}")
     add("--output", type=Path, metavar="DIR", help="a folder per cap is made in it")
     add("--models", type=Path, metavar="DIR", help="output of a run whose ResNet50 is taken")
-    add("--distinct", action="store_true", help="leave out a cap that changes nothing on this CPU")
+    add("--distinct", action="store_true", help="leave out a cap that changes nothing here")
     options = parser.parse_args(arguments)
     for word in options.words:
         if not cli.notebooks([word]):
@@ -39,9 +39,9 @@ def parse(arguments):
 
 
 def as_before(caps):
-    """{cap: an earlier one of the caps that leaves oneDNN the same instructions on this CPU}."""
+    """{cap: which one before it, "none" first, leaves oneDNN the same instructions on this CPU}."""
     left, same = {}, {}
-    for cap in caps:
+    for cap in dict.fromkeys(["none", *caps]):
         with capped(cap):
             first = left.setdefault(tuple(machine.isa_flags()), cap)
         if first != cap:
