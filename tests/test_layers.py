@@ -258,6 +258,6 @@ def test_a_largest_cause_stands_first():
 
 def test_costs_are_numbers_that_json_has(monkeypatch, small):
     ratios = {"same": np.inf, "nan": np.nan, "plain": 12.5}
-    monkeypatch.setattr(layers.machine, "in_own_process", lambda *words: ratios)
+    monkeypatch.setattr(layers.ladder.machine, "in_own_process", lambda *words: ratios)
     found = layers._costs(small["fp32"], small["int8"], images(2))
     assert found == {"same": 200.0, "nan": None, "plain": 12.5}

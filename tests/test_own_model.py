@@ -78,6 +78,8 @@ def test_what_serves_it_gives_what_was_measured(made, tmp_path):
 
 def test_a_tolerance_that_cannot_be_met_is_admitted(trained, tmp_path, capsys):
     model, data = map(str, trained)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "int8.pb").write_text("of an earlier run")
     words = [model, "--data", data, "--quick", "--limit", "1", "--tolerance", "-1"]
     assert command.main([*words, "--output", str(tmp_path)]) == 1
     text = capsys.readouterr().out
@@ -101,6 +103,34 @@ def test_without_data_only_the_speed_counts(keras_model, tmp_path, capsys):
     assert "Whether it keeps the accuracy is not known without data" in text
     signature = graphs.find_signature(graphs.read_graph(tmp_path / "out" / "models" / "int8.pb"))
     assert signature.shape == (32, 32, 3)
+
+
+def ratios(entries):
+    """The `ratios` of candidates against FP32 at both batch sizes: {name: (median, half width)}."""
+    for name, (median, half) in entries.items():
+        for size in command.BATCH_SIZES:
+            times = {"median": median, "low": median - half, "high": median + half}
+            down = {"median": 1 / median, "low": 1 / times["high"], "high": 1 / times["low"]}
+            found = {"throughput_times": times, "latency_times": down}
+            yield {"candidate": name, "baseline": "FP32", "batch_size": size, **found}
+
+
+def test_what_to_ship_is_of_those_that_hold_and_names_all_that_are_alike():
+    accuracy = {"FP32": 0.95, "INT8": 0.945, "OpenVINO INT8": 0.80, "ONNX Runtime INT8": 0.95}
+    result = {
+        "candidates": [{"name": n, "accuracy": {"top1": top1}} for n, top1 in accuracy.items()],
+        "agreement": {name: {"top1": 0.9} for name in list(accuracy)[1:]},
+        "ratios": list(
+            ratios(
+                {"INT8": (2.0, 0.1), "OpenVINO INT8": (4.0, 0.1), "ONNX Runtime INT8": (2.15, 0.1)}
+            )
+        ),
+    }
+    text = command.to_ship(result, 1.0)
+    assert "Within 1 points are FP32, INT8, ONNX Runtime INT8." in text
+    assert text.count("INT8 or ONNX Runtime INT8 (their intervals overlap)") == 2
+    result["ratios"] = list(ratios({"INT8": (3.0, 0.1), "ONNX Runtime INT8": (2.15, 0.1)}))
+    assert "For throughput, at batch 32, ship INT8." in command.to_ship(result, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import dataclasses
 import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -76,8 +78,9 @@ def run(options):
     output = options.output.absolute()
     with step("Read the model and the data, and freeze"):
         source = reading.read(options.model, options.shape)
-        fp32 = graphs.write_graph(source.graph_def, output / "models" / "fp32.pb")
         given = read_data(options, source)
+        clear(output)
+        fp32 = graphs.write_graph(source.graph_def, output / "models" / "fp32.pb")
         check(source, fp32, given)
     with step("Quantize with Intel Neural Compressor, until it holds"):
         judge = ladder.Judge(fp32, given.decision, given.decision_labels)
@@ -104,9 +107,20 @@ def run(options):
         print(f"  One input takes {session:.2f} ms in a Session, as serve.py has it, and "
               f"{signature:.2f} ms through the signature (median calls).")  # fmt: skip
     print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}")
+    if options.peers and not given.made_up:
+        print(to_ship(result, tolerance))
     written = "models/fp32.pb, models/int8.pb, saved_model/, serve.py, layers.json, result.json"
     print(f"In {output}: {written} and two figures.")
     return 0
+
+
+def clear(output):
+    """Remove what an earlier run has left: nothing of it may be taken for a result of this one."""
+    for name in ("models/int8.pb", "serve.py", "layers.json", "result.json"):
+        (output / name).unlink(missing_ok=True)
+    for figure in output.glob("fp32_int8_*.png"):
+        figure.unlink()
+    shutil.rmtree(output / "saved_model", ignore_errors=True)
 
 
 def read_data(options, source):
@@ -122,6 +136,8 @@ def read_data(options, source):
           f"'{source.input_name}' {signature.shape} {signature.dtype}.")  # fmt: skip
     if given.made_up:
         print("  No data: inputs are made up, so of what follows only the speed counts.")
+        few = {"decision": given.decision[:64], "report": given.report[:64]}
+        given = dataclasses.replace(given, **few)
     return given
 
 
@@ -229,6 +245,38 @@ def closing(result, rows, given, last):
         )
     same = result["agreement"]["INT8"]["top1"]
     return f"{text} On inputs that took part in no decision it agrees with FP32 for {same:.2%}."
+
+
+def to_ship(result, tolerance):
+    """Which of all candidates to ship for latency and for throughput, of those that hold.
+
+    Of several whose intervals overlap that of the fastest none is preferred.
+    """
+    base, *others = result["candidates"]
+    holding = []
+    for entry in others:
+        share = result["agreement"][entry["name"]]["top1"]
+        lost = 1 - share
+        if base["accuracy"]:
+            lost = base["accuracy"]["top1"] - entry["accuracy"]["top1"]
+        if 100 * lost <= tolerance:
+            holding.append(entry["name"])
+    names = [base["name"], *holding]
+    lines = [f"Within {tolerance:g} points are {', '.join(names)}."]
+    for goal, size, key, best in (
+        ("latency", min(BATCH_SIZES), "latency_times", min),
+        ("throughput", max(BATCH_SIZES), "throughput_times", max),
+    ):
+        times = {name: report.ratio(result, name, size)[key] for name in names}
+        first = times[best(names, key=lambda name: times[name]["median"])]
+        alike = [
+            name
+            for name in names
+            if times[name]["low"] <= first["high"] and times[name]["high"] >= first["low"]
+        ]
+        told = "" if len(alike) == 1 else " (their intervals overlap)"
+        lines.append(f"For {goal}, at batch {size}, ship {' or '.join(alike)}{told}.")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

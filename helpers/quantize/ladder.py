@@ -1,12 +1,13 @@
 """Attempts at a quantization until one keeps the accuracy, and what each layer costs."""
 
 import itertools
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from helpers import UserError, benchmark, graphs, stats
+from helpers import UserError, benchmark, graphs, machine, stats
 from helpers.quantize import equalizing
 from helpers.quantize.inc import quantize
 
@@ -62,18 +63,33 @@ def sensitivity(graph_def, reference, images):
     return sorted(zip(ratios, names))
 
 
-def alone(fp32, int8, images, chunk=8):
+def costs(fp32, int8, images):
     """How much each INT8 layer costs on its own: {layer name: SQNR in dB of the output}.
 
-    As `sensitivity`, for outputs of any kind: those of the FP32 graph are compared as they are.
-    `chunk` networks are loaded at a time.
+    As `sensitivity`, but of files, for outputs of any kind (those of the FP32 graph are compared as
+    they are), and in a process of its own, because native code may end it. NaN where an output is
+    not finite. Raises UserError when that process ends.
     """
-    names = [layer.name for layer in graphs.layers(int8) if layer.int8]
+    with tempfile.TemporaryDirectory(prefix="costs_") as scratch:
+        dtype = graphs.find_signature(graphs.read_graph(int8)).dtype
+        np.save(f"{scratch}/images.npy", np.asarray(images, dtype))
+        paths = (str(fp32), str(int8), f"{scratch}/images.npy")
+        return machine.in_own_process(each_layer_alone, *paths)
+
+
+def each_layer_alone(fp32, int8, images, chunk=8):
+    """What `costs` runs in its process; `chunk` networks are loaded at a time."""
+    import numpy as np
+
+    from helpers import graphs, stats
+
+    images, graph_def = np.load(images), graphs.read_graph(int8)
+    names = [layer.name for layer in graphs.layers(graph_def) if layer.int8]
     wanted = graphs.FrozenGraph(fp32).predict(images)
     found = {}
     for start in range(0, len(names), chunk):
         part = names[start : start + chunk]
-        networks = [graphs.leave_float(int8, [n for n in names if n != name]) for name in part]
+        networks = [graphs.leave_float(graph_def, [n for n in names if n != name]) for name in part]
         together, ends = graphs.side_by_side(networks)
         outputs = graphs.Tensors(together, ends)(images, batch_size=25)
         found |= {name: stats.sqnr_db(wanted, outputs[end]) for name, end in zip(part, ends)}
@@ -150,8 +166,8 @@ def climb(fp32, images, judge, tolerance, folder, tell=print):
         trials += tune(more, judge, judge.baseline, tolerance, first=len(trials) + 1)
     if not trials[-1].passed:
         best = max(trials, key=lambda trial: trial.accuracy)
-        costs = alone(fp32, graphs.read_graph(best.graph), judge.inputs[:50])
-        worst = sorted(costs, key=costs.get)
+        found = costs(fp32, best.graph, judge.inputs[:50])
+        worst = sorted(found, key=found.get)
         steps = _partly_float(best, worst, folder)
         trials += tune(steps, judge, judge.baseline, tolerance, first=len(trials) + 1)
         left = graphs.layers(graphs.read_graph(trials[-1].graph))

@@ -2,13 +2,12 @@
 
 import math
 import re
-import tempfile
 from collections import Counter
 
 import numpy as np
 
-from helpers import UserError, benchmark, graphs, machine
-from helpers.quantize import folding
+from helpers import UserError, benchmark, graphs
+from helpers.quantize import folding, ladder
 
 IMAGES = 50  # what a layer costs in accuracy is judged on so many at most
 MOST_DB = 200.0  # a ratio of outputs that are equal is infinite, which JSON has no number for
@@ -235,24 +234,10 @@ def _at_run_time(weights, kernel):
 
 def _costs(fp32, int8, images):
     """{layer name: SQNR in dB, or None} of the layers that are INT8 in the file."""
-    with tempfile.TemporaryDirectory(prefix="layers_") as scratch:
-        dtype = graphs.find_signature(graphs.read_graph(int8)).dtype
-        np.save(f"{scratch}/images.npy", np.asarray(images[:IMAGES], dtype))
-        paths = (str(fp32), str(int8), f"{scratch}/images.npy")
-        ratios = machine.in_own_process(each_layer_alone, *paths)
+    ratios = ladder.costs(fp32, int8, images[:IMAGES])
     return {
         name: None if math.isnan(ratio) else min(ratio, MOST_DB) for name, ratio in ratios.items()
     }
-
-
-def each_layer_alone(fp32, int8, images):
-    """ladder.alone of files; native code that ends the process ends this one only."""
-    import numpy as np
-
-    from helpers import graphs
-    from helpers.quantize import ladder
-
-    return ladder.alone(fp32, graphs.read_graph(int8), np.load(images))
 
 
 def outside(ms, primitives):
