@@ -1,5 +1,6 @@
 """What single calls of a graph execute, and for how long."""
 
+import contextlib
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -25,14 +26,21 @@ def profile(graph, images, batch_sizes, calls=10, threads=None, **how):
     `graph` is a frozen graph, run by TensorFlow in a process of its own; `how` are fields of
     Candidate. Raises UserError when that process cannot run it or dies.
     """
-    candidate = Candidate("profiled", Path(graph), **how)
-    with tempfile.TemporaryDirectory(prefix="profile_") as scratch:
+    with opened("profiled", graph, images, batch_sizes, threads, how) as (team, _):
+        return {size: ask(team.worker(size), size, calls) for size in batch_sizes}
+
+
+@contextlib.contextmanager
+def opened(name, graph, images, batch_sizes, threads, how):
+    """The Team of one process that holds a graph and images, compiled for sizes, and a folder."""
+    candidate = Candidate(name, Path(graph), **how)
+    with tempfile.TemporaryDirectory(prefix="asked_") as scratch:
         np.save(f"{scratch}/inputs.npy", images)
         with teams_for([candidate], threads or machine.usable_cores(), scratch) as teams:
-            team = teams["profiled"]
+            team = teams[name]
             team.start()
             team.each("inputs", path=f"{scratch}/inputs.npy", batch_sizes=list(batch_sizes))
-            return {size: ask(team.worker(size), size, calls) for size in batch_sizes}
+            yield team, scratch
 
 
 def executed_kernels(graph, images):
@@ -46,13 +54,7 @@ def outputs(graph, images, batch_size=32, threads=None, **how):
 
     Raises ProcessEnded when native code ends that process, UserError for anything else.
     """
-    candidate = Candidate("asked", Path(graph), **how)
-    with tempfile.TemporaryDirectory(prefix="outputs_") as scratch:
-        np.save(f"{scratch}/inputs.npy", images)
-        with teams_for([candidate], threads or machine.usable_cores(), scratch) as teams:
-            team = teams["asked"]
-            team.start()
-            team.each("inputs", path=f"{scratch}/inputs.npy", batch_sizes=[])
-            size = min(batch_size, len(images))
-            team.each("predict", batch_size=size, to=f"{scratch}/outputs.npy")
-            return np.load(f"{scratch}/outputs.npy")
+    with opened("asked", graph, images, [], threads, how) as (team, scratch):
+        size = min(batch_size, len(images))
+        team.each("predict", batch_size=size, to=f"{scratch}/outputs.npy")
+        return np.load(f"{scratch}/outputs.npy")

@@ -224,7 +224,8 @@ def not_faster(result, name, base):
         ]
         if sizes:
             names = {"name": name, "base": base, "sizes": ", ".join(sizes)}
-            sentences.append(text.format(why=why_not(result), **names))
+            why = "" if name.startswith("BF16") else why_not(result)  # which speaks of bytes
+            sentences.append(text.format(why=why, **names).strip())
     return sentences
 
 

@@ -104,7 +104,7 @@ class Judge:
     """
 
     def __init__(self, fp32, inputs, labels=None):
-        self.fp32, self.inputs, self.labels = fp32, inputs, labels
+        self.inputs, self.labels = inputs, labels
         self.outputs = benchmark.outputs(fp32, inputs)
         self.answers = classes(self.outputs)
         self.word = "accuracy" if labels is not None else "agreement with FP32"
