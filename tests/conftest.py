@@ -127,10 +127,15 @@ def replayed(notebook, executed, folder):
     return nbval(notebook, folder, folder, "--nbval-kernel-name", "replay", env=env)
 
 
-def nbval(notebook, outputs, folder, *options, root=ROOT, env=()):
-    """Re-execute a notebook on quick settings below `folder` and compare with what it stores."""
+def nbval(notebook, outputs, folder, *options, root=ROOT, env=(), limit=10):
+    """Re-execute a notebook on quick settings below `folder` and compare with what it stores.
+
+    It measures no longer than `limit` seconds where it may be told.
+    """
     copy = folder / notebook.name
     parameters = {"profile": "quick", "output": str(outputs)}
+    if "limit" in papermill.inspect_notebook(notebook):
+        parameters["limit"] = limit
     papermill.execute_notebook(notebook, copy, parameters, prepare_only=True)
     command = [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider"]
     command += ["--nbval-sanitize-with", root / "tests" / "nbval_sanitize.cfg"]

@@ -15,7 +15,11 @@ import pytest
 from conftest import ROOT, needs, reuse_resnet50
 
 BOOK = "05_benchmark_resnet50.ipynb"
-SET = {'profile = "full"': 'profile = "quick"', "batch_sizes = [1, 32]": "batch_sizes = [1, 4]"}
+SET = {
+    'profile = "full"': 'profile = "quick"',
+    "batch_sizes = [1, 32]": "batch_sizes = [1, 4]",
+    "limit = None": "limit = 10",
+}
 FLAGS = [
     "--no-sandbox",  # or it does not start as root
     "--disable-gpu",

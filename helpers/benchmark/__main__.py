@@ -106,7 +106,7 @@ def run(options):
             "weights": "as given",
             "data": options.inputs.name if options.inputs else "made up",
         },
-        **{key: value for key, value in effort.items() if value is not None},
+        **effort,
     )
 
 

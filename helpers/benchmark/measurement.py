@@ -66,7 +66,7 @@ def measure(
     says of its arguments is true here. Where memory does not hold all candidates at a time they
     are measured in groups, each beside the first `beside` ones: the baseline, and controls.
     """
-    effort = {**PROFILES[profile], **effort}
+    effort = effort_of(profile, effort)
     threads = threads or machine.usable_cores()
     batch_sizes = sorted(set(batch_sizes))
     ready, failed = ready_to_start(chosen)
@@ -92,6 +92,11 @@ def measure(
         whole["candidates"].values(), key=lambda entry: order.index(entry["name"])
     )
     return whole
+
+
+def effort_of(profile, effort):
+    """What PROFILES says of a profile, overridden by what is not None in `effort`."""
+    return {**PROFILES[profile], **{key: what for key, what in effort.items() if what is not None}}
 
 
 def ready_to_start(chosen):
@@ -353,7 +358,8 @@ def compare(
 
     `inputs` (N, …) are what all candidates run on (dummy inputs of the graph's shape, type and,
     where a quantized graph tells it, range where None); with `labels` (N,) the accuracy of each is
-    reported too. `effort` overrides what PROFILES says of the profile. `settings` adds to what
+    reported too. `effort` overrides what PROFILES says of the profile, but where it is None.
+    `settings` adds to what
     result.json says of the run. `least_sqnr_db` of −inf lets graphs pass that are known to
     compute something else. Raises UserError for a graph that cannot run, for outputs that do not
     match the baseline's, for layers that run in another precision than the name says, and when a
@@ -368,7 +374,7 @@ def compare(
     software = {**machine.software(), **measured.pop("software")}
     for entry, candidate in zip(measured["candidates"], kept(chosen, measured)):
         entry["graph"] = relative(candidate.graph, output)
-    settings = {**PROFILES[profile], **effort, **(settings or {})}
+    settings = {**effort_of(profile, effort), **(settings or {})}
     result = {
         "schema": SCHEMA,
         "model": model,
