@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Make the Python environment env_intel_tf/ (or env_peers/) from a hash-locked list of packages.
+# Make the Python environment env_intel_tf/ (or env_peers/, env_current/) from a hash-locked list of packages.
 # A second call finds it finished and returns at once. --help says the rest.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 name=env_intel_tf
 script=./set_env.sh
+versions="3.11" # of Python, the best first
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "set_env.sh: $*"; exit 1; }
@@ -14,6 +15,7 @@ usage() {
   cat <<'TEXT'
 usage: ./set_env.sh [--device cpu|gpu]
        ./set_env.sh --peers
+       ./set_env.sh --current
 
 Makes the Python 3.11 environment env_intel_tf/ (about 2.4 GB, a few minutes) with the package
 versions of requirements.txt, or finds it finished. Then:
@@ -23,9 +25,11 @@ the option an existing environment keeps its device. To make it again from nothi
 env_intel_tf/ first.
 --peers makes env_peers/ (about 1.9 GB) from environments/peers.txt instead: OpenVINO and ONNX
 Runtime, which `python -m helpers.benchmark --peers` compares with. Nothing else needs it.
+--current makes env_current/ (about 2.3 GB) from environments/current.txt: today's TensorFlow and
+Keras 3 on Python 3.12, 3.13 or 3.11, without ITEX and Jupyter.
 
-The Python 3.11 is the one on the path; or uv, mamba or conda provide one. Where there is none of
-them, any Python 3 with pip or venv installs uv into .uv/ here, and uv fetches Python 3.11 there.
+The Python is one on the path; or uv, mamba or conda provide one. Where there is none of them, any
+Python 3 with pip or venv installs uv into .uv/ here, and uv fetches the Python there.
 TEXT
 }
 
@@ -33,7 +37,8 @@ device=
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=${2:-nothing}; [ $# -lt 2 ] || shift ;;
-    --peers) name=env_peers script="./set_env.sh --peers" ;;
+    --peers) name=env_peers script="./set_env.sh --peers" versions="3.11" ;;
+    --current) name=env_current script="./set_env.sh --current" versions="3.12 3.13 3.11" ;;
     -h | --help) usage; exit 0 ;;
     *) die "unknown option '$1'; see ./set_env.sh --help" ;;
   esac
@@ -55,7 +60,9 @@ intel_gpu() {
 size="2.4 GB"
 case $name:$device in
   env_peers:cpu) lock_file=environments/peers.txt size="1.9 GB" ;;
+  env_current:cpu) lock_file=environments/current.txt size="2.3 GB" ;;
   env_peers:*) die "the peers run on the CPU: leave --device out." ;;
+  env_current:*) die "TensorFlow's own integer operations run on the CPU: leave --device out." ;;
   *:cpu) lock_file=requirements.txt ;;
   *:gpu)
     lock_file=environments/gpu.txt
@@ -76,7 +83,7 @@ finished() {
 finished && exit 0
 
 [ "$(uname -sm)" = "Linux x86_64" ] ||
-  die "Intel Extension for TensorFlow exists for Linux on x86-64 only (this is $(uname -sm)); on Windows use WSL 2."
+  die "Intel Extension for TensorFlow, and TensorFlow with oneDNN, are for Linux on x86-64 only (this is $(uname -sm)); on Windows use WSL 2."
 [ -w "$here" ] ||
   die "$name/ is missing or stale, and $here cannot be written: let its owner run $script."
 
@@ -88,12 +95,17 @@ if ! flock -n 9; then
 fi
 finished && exit 0
 
-is_311() { "$@" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+wanted_python=${versions%% *} # what uv and conda are asked for
+any_python="Python ${versions// / or }"
 
-from_python311() {
+fits() { # Is the command a Python of one of the versions?
+  "$1" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv[1:])' $versions 2>/dev/null
+}
+
+from_path() {
   local python
-  for python in python3.11 python3 python; do
-    if is_311 "$python"; then
+  for python in $(printf 'python%s ' $versions) python3 python; do
+    if fits "$python"; then
       # Debian's python3.11 may come without ensurepip; then another source has to do
       "$python" -m venv "$env_dir" >/dev/null 2>&1 && return
       rm -rf "$env_dir"
@@ -104,8 +116,8 @@ from_python311() {
 
 from_uv() { # the command uv
   command -v "$1" >/dev/null || return
-  say "No Python 3.11 on the path; uv provides one."
-  "$1" venv --quiet --seed --python 3.11 "$env_dir" >&2 && return
+  say "No $any_python on the path; uv provides one."
+  "$1" venv --quiet --seed --python "$wanted_python" "$env_dir" >&2 && return
   rm -rf "$env_dir"
   return 1
 }
@@ -114,9 +126,9 @@ from_conda() {
   local conda
   for conda in mamba conda; do
     if command -v "$conda" >/dev/null; then
-      say "No Python 3.11 on the path; $conda provides one."
-      "$conda" create --quiet --yes --prefix "$env_dir/python311" python=3.11 >&2 &&
-        "$env_dir/python311/bin/python" -m venv "$env_dir" >&2 && return
+      say "No $any_python on the path; $conda provides one."
+      "$conda" create --quiet --yes --prefix "$env_dir/python" "python=$wanted_python" >&2 &&
+        "$env_dir/python/bin/python" -m venv "$env_dir" >&2 && return
       rm -rf "$env_dir"
     fi
   done
@@ -130,7 +142,7 @@ own_uv() {
   cmp -s "$lock" "$own/uv.txt" && "$own/bin/uv" --version >/dev/null 2>&1 && return
   for python in python3 python; do
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null || continue
-    say "No Python 3.11, uv or conda here; fetching uv into .uv/, which can bring Python 3.11 …"
+    say "No $any_python, uv or conda here; fetching uv into .uv/, which can bring Python $wanted_python …"
     rm -rf "$own"
     # Debian's pip and venv are packages of their own: either will do
     if ! "$python" -m pip --version >/dev/null 2>&1; then
@@ -152,8 +164,10 @@ from_own_uv() {
 }
 
 make_venv() {
-  from_python311 || from_uv uv || from_conda || from_own_uv ||
-    die "Python 3.11 with venv was not found and could not be fetched (the packages support no other version). Install it (Debian, Ubuntu, where they have it: apt install python3.11 python3.11-venv), or uv, or conda, or pip (apt install python3-pip; this script then fetches uv, and uv Python 3.11), and run this again."
+  from_path || from_uv uv || from_conda || from_own_uv && return
+  local install="or uv, or conda, or pip (apt install python3-pip; this script then fetches uv, and uv Python $wanted_python), and run this again."
+  [ "$name" = env_intel_tf ] && install+=" With Python 3.12 or 3.13, ./set_env.sh --current makes env_current/ instead: today's TensorFlow, without Intel's extension and the notebooks."
+  die "$any_python with venv was not found and could not be fetched (the packages support no other version). Install it (Debian, Ubuntu, where they have it: apt install python$wanted_python python$wanted_python-venv), $install"
 }
 
 unfinished() {

@@ -15,7 +15,10 @@ def pins(name):
     return {package.lower().replace("_", "-"): version for package, version in pinned}
 
 
-@pytest.mark.parametrize(("name", "count"), [("requirements", 12), ("environments/peers", 8)])
+LOCKED = [("requirements", 12), ("environments/peers", 8), ("environments/current", 9)]
+
+
+@pytest.mark.parametrize(("name", "count"), LOCKED)
 def test_the_lock_holds_every_direct_dependency(name, count):
     direct, locked = pins(f"{name}.in"), pins(f"{name}.txt")
     assert len(direct) >= count and direct.items() <= locked.items()
@@ -108,7 +111,7 @@ def test_gpu_environment_keeps_its_device(gpu_tree, tmp_path):
 
 
 LOCKS = ["requirements.txt", "tests/requirements.txt"]
-LOCKS += [f"environments/{name}.txt" for name in ("gpu", "peers", "uv")]
+LOCKS += [f"environments/{name}.txt" for name in ("gpu", "peers", "current", "uv")]
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -147,16 +150,23 @@ def few_tools(tmp_path):
     return folder
 
 
-def set_up(script, path, **env):
-    return subprocess.run(
-        ["/bin/bash", script], env={"PATH": str(path), **env}, capture_output=True, text=True
-    )
+def set_up(script, path, *words, **env):
+    command, env = ["/bin/bash", script, *words], {"PATH": str(path), **env}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
 def test_set_env_explains_a_missing_python(few_tools, tmp_path):
     done = set_up(checkout(tmp_path), few_tools)
     assert done.returncode == 1 and "Python 3.11 with venv was not found" in done.stderr
+    assert "./set_env.sh --current makes env_current/ instead" in done.stderr
     assert not (tmp_path / "env_intel_tf").exists()
+
+
+def test_current_explains_a_missing_python(few_tools, tmp_path):
+    done = set_up(checkout(tmp_path, "environments/current.txt"), few_tools, "--current")
+    assert done.returncode == 1 and "3.12 or 3.13 or 3.11 with venv was not found" in done.stderr
+    assert "--current makes" not in done.stderr
+    assert not (tmp_path / "env_current").exists()
 
 
 # A Python that is not 3.11 and has pip, or only venv. What its pip installs is a uv that can fetch
@@ -262,3 +272,49 @@ def test_peers_get_an_environment_of_their_own(tmp_path):
     assert not (tmp_path / "env_intel_tf").exists()
     again = set_up_peers()
     assert again.returncode == 0 and again.stderr == ""
+
+
+# A Python of the version in its name, which makes environments with the one that runs the tests.
+VERSIONED_PYTHON = """#!/bin/bash
+version=${0##*/python}
+[ "$1" = -c ] && { [[ " ${*:3} " == *" $version "* ]]; exit; }
+echo "$version" >>"$USED"
+exec "$REAL" "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [(["3.11"], "3.11"), (["3.10", "3.13"], "3.13"), (["3.11", "3.12", "3.13", "3.14"], "3.12")],
+)
+def test_current_takes_any_python_that_the_packages_support(there, taken, few_tools, tmp_path):
+    used = tmp_path / "used"
+    for version in there:
+        (few_tools / f"python{version}").write_text(VERSIONED_PYTHON)
+        (few_tools / f"python{version}").chmod(0o755)
+    script = checkout(tmp_path, "environments/current.txt")
+    env = {"path": few_tools, "REAL": sys.executable, "USED": str(used)}
+    first = set_up(script, env.pop("path"), "--current", **env)
+    assert first.returncode == 0 and "env_current/ is ready" in first.stderr, first.stderr
+    assert used.read_text() == f"{taken}\n" and not (tmp_path / "env_intel_tf").exists()
+    again = set_up(script, few_tools, "--current", **env)
+    assert again.returncode == 0 and again.stderr == ""
+    refused = set_up(script, few_tools, "--current", "--device", "gpu", **env)
+    assert refused.returncode == 1 and "leave --device out" in refused.stderr
+
+
+def test_current_that_fails_is_not_taken_for_finished(tmp_path):
+    script = checkout(tmp_path, "environments/current.txt")
+    (tmp_path / "environments/current.txt").write_text(f"six==1.17.0 --hash=sha256:{'0' * 64}\n")
+    done = subprocess.run(["bash", script, "--current"], capture_output=True, text=True)
+    assert done.returncode == 1 and "run ./set_env.sh --current again" in done.stderr, done.stderr
+    assert not (tmp_path / "env_current" / ".finished").exists()
+
+
+def test_current_is_for_every_python_from_3_11_and_has_no_itex():
+    text = (ROOT / "environments/current.txt").read_text()
+    assert "intel-extension" not in text and "jupyter" not in text
+    ends = set(re.findall(r"python_full_version ([<>=]+ '[\d.]+')", text))
+    assert ends <= {"< '3.12'", ">= '3.12'"}
+    pinned = re.findall(r"^(\S+)==\S+ ; python_full_version", text, re.M)
+    assert all(pinned.count(package) == 2 for package in pinned)
