@@ -7,9 +7,10 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
-from helpers import UserError, graphs
-from helpers.quantize import freeze, reading
+from helpers import UserError, graphs, stats
+from helpers.quantize import freeze, quantize, reading
 
 layers = tf.keras.layers
 
@@ -540,3 +541,22 @@ def test_what_cannot_be_taken_gets_a_sentence(case, tmp_path):
     with pytest.raises(UserError, match=sentence) as caught:
         reading.read(path)
     assert "Traceback" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_what_keras_3_exports_is_read_folded_and_quantized(tmp_path):
+    """A network that today's TensorFlow trained and wrote: tests/assets/keras3.py."""
+    assets = ROOT / "tests" / "assets"
+    source = reading.read(assets / "keras3_saved_model")
+    assert (source.kind, source.input_name) == ("SavedModel", "image")
+    layers = [node.op for node in source.graph_def.node if node.op in graphs.LAYER_OPS]
+    assert sorted(layers) == ["Conv2D"] * 3 + ["DepthwiseConv2dNative", "MatMul"]
+    decomposed = {"Rsqrt", "Mul", "Sub", "AddV2", "FusedBatchNormV3"}
+    assert not decomposed & {node.op for node in source.graph_def.node}
+    with np.load(assets / "keras3.npz") as stored:
+        images, outputs = stored["pixels"].astype(np.float32) / 255, stored["outputs"]
+    assert np.allclose(source.predict(images), outputs, atol=1e-4)
+    fp32 = graphs.write_graph(source.graph_def, tmp_path / "fp32.pb")
+    assert np.allclose(graphs.FrozenGraph(fp32)(images), outputs, atol=1e-4)
+    int8 = quantize(fp32, images, tmp_path / "int8.pb")
+    assert [layer.int8 for layer in graphs.layers(graphs.read_graph(int8))] == [True] * 5
+    assert stats.sqnr_db(outputs, graphs.FrozenGraph(int8)(images)) > 15
