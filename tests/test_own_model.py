@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, images
+import tensorflow as tf
+from conftest import ROOT, SHAPE, images
 
 from helpers import benchmark, graphs
 from helpers.quantize import __main__ as command
+from helpers.quantize import ladder, quantize, reading
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,54 @@ def test_without_data_only_the_speed_counts(keras_model, tmp_path, capsys):
     assert "Whether it keeps the accuracy is not known without data" in text
     signature = graphs.find_signature(graphs.read_graph(tmp_path / "out" / "models" / "int8.pb"))
     assert signature.shape == (32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def ruined(tmp_path_factory):
+    """Break (b) of notebook 07 in a Keras file: four channels between two layers are 1,024 times as
+    large as the others, through a ReLU and a maximum pool, which leaves FP32 the same bit for bit.
+    """
+    layers = tf.keras.layers
+    tf.keras.utils.set_random_seed(0)
+    model = tf.keras.Sequential(
+        [
+            layers.Input(SHAPE),
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.MaxPool2D(2),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.GlobalMaxPool2D(),
+            layers.Dense(10),
+        ]
+    )
+    x = images(200, seed=7) / 64
+    healthy = model.predict(x, verbose=0)
+    first, _, second, *_ = model.layers
+    loud = np.where(np.arange(16) < 4, 2.0**10, 1).astype(np.float32)
+    kernel, bias = first.get_weights()
+    first.set_weights([kernel * loud, bias * loud])
+    kernel, bias = second.get_weights()
+    second.set_weights([kernel / loud[:, None], bias])
+    assert np.array_equal(model.predict(x, verbose=0), healthy)
+    path = tmp_path_factory.mktemp("ruined") / "ruined.keras"
+    model.save(path)
+    return path, x, healthy.argmax(1)
+
+
+def test_a_keras_file_that_int8_ruins_is_mended_with_every_layer_in_int8(ruined, tmp_path):
+    path, x, y = ruined
+    source = reading.read(path)
+    fp32 = graphs.write_graph(source.graph_def, tmp_path / "fp32.pb")
+    assert reading.check(source, fp32, x[:32]) > 100
+    judge = ladder.Judge(fp32, x[100:], y[100:])
+    plain = quantize(fp32, x[:100], tmp_path / "plain.pb", granularity="per_tensor")
+    assert judge.baseline == 1 and judge(plain) < 0.6
+    trials, why = ladder.climb(fp32, x[:100], judge, 3.0, tmp_path / "trials")
+    assert [trial.passed for trial in trials].count(True) == 1 and trials[-1].passed and not why
+    assert trials[-1].name == "cross-layer equalization" and trials[0].drop > 10
+    mended = graphs.layers(graphs.read_graph(trials[-1].graph))
+    assert len(mended) == 3 and all(layer.int8 for layer in mended)
+    ran = benchmark.executed_kernels(trials[-1].graph, x[:8])
+    assert {weights for _, weights, _ in ran} == {"s8"}
 
 
 def ratios(entries):

@@ -2,20 +2,15 @@
 
 import argparse
 import contextlib
-import dataclasses
 import math
-import shutil
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
-from helpers import UserError, benchmark, files, graphs, machine, stats
+from helpers import UserError, benchmark, files, graphs, machine
 from helpers.benchmark import peers, report
 from helpers.quantize import data, ladder, layers, reading, serving
 
-SAME_SQNR_DB = 40.0  # a frozen graph that is further from its model than this is another network
 TOLERANCE = {"accuracy": 1.0, "agreement with FP32": 3.0}  # percentage points
 BATCH_SIZES = (1, 32)
 
@@ -79,9 +74,10 @@ def run(options):
     with step("Read the model and the data, and freeze"):
         source = reading.read(options.model, options.shape)
         given = read_data(options, source)
-        clear(output)
+        serving.clear(output)
         fp32 = graphs.write_graph(source.graph_def, output / "models" / "fp32.pb")
-        check(source, fp32, given)
+        sqnr = reading.check(source, fp32, given.decision[:32])
+        print(f"  The frozen graph gives what the model gives: SQNR {min(sqnr, 200):.0f} dB.")
     with step("Quantize with Intel Neural Compressor, until it holds"):
         judge = ladder.Judge(fp32, given.decision, given.decision_labels)
         tolerance = math.inf if given.made_up else options.tolerance
@@ -97,9 +93,12 @@ def run(options):
     with step("Measure FP32, BF16 where the CPU has it, and INT8"):
         result = measure(options, output, fp32, int8, given)
     with step("Look at each layer"):
-        rows, reasons = look(result, fp32, int8, given.decision[: max(BATCH_SIZES)], why)
+        size = max(BATCH_SIZES)
+        images = given.decision[:size]
+        _, primitives = benchmark.profile(int8, images, [size])[size]
+        rows, reasons = layers.look(result, fp32, int8, images, why, size, primitives)
         files.write_json(output / "layers.json", rows)
-        print(layer_table(rows))
+        print(layers.table(rows))
     with step("Write what serves it, and time that"):
         serving.save(int8, output, source.input_name, source.output_name)
         cost = serving.measure(output, given.report[:1], machine.usable_cores())
@@ -114,44 +113,16 @@ def run(options):
     return 0
 
 
-def clear(output):
-    """Remove what an earlier run has left: nothing of it may be taken for a result of this one."""
-    for name in ("models/int8.pb", "serve.py", "layers.json", "result.json"):
-        (output / name).unlink(missing_ok=True)
-    for figure in output.glob("fp32_int8_*.png"):
-        figure.unlink()
-    shutil.rmtree(output / "saved_model", ignore_errors=True)
-
-
 def read_data(options, source):
-    """The Data for a Source, of the shape and type of its input."""
-    signature = graphs.find_signature(source.graph_def)
-    answer = source.predict(np.zeros((1, *signature.shape), signature.dtype), 1)
-    classes = answer.shape[1] if answer.ndim == 2 else None
-    given = data.read(
-        options.data, signature.shape, signature.dtype, classes, options.scale, options.quick
-    )
+    """The Data for a Source; tells what the two are."""
+    given = data.read_for(source, options.data, options.scale, options.quick)
     listed = graphs.layers(source.graph_def)
+    signature = graphs.find_signature(source.graph_def)
     print(f"  {source.kind} with {len(listed)} convolutions and matrix products; input "
           f"'{source.input_name}' {signature.shape} {signature.dtype}.")  # fmt: skip
     if given.made_up:
         print("  No data: inputs are made up, so of what follows only the speed counts.")
-        few = {"decision": given.decision[:64], "report": given.report[:64]}
-        given = dataclasses.replace(given, **few)
     return given
-
-
-def check(source, fp32, given):
-    """Raise UserError where the frozen graph does not compute what the model does."""
-    few = given.decision[:32]
-    sqnr = stats.sqnr_db(source.predict(few, 32), benchmark.outputs(fp32, few))
-    print(f"  The frozen graph gives what the model gives: SQNR {min(sqnr, 200):.0f} dB.")
-    if not sqnr > SAME_SQNR_DB:
-        raise UserError(
-            f"The frozen graph does not compute what the model computes (SQNR {sqnr:.1f} dB, at "
-            f"least {SAME_SQNR_DB:.0f} wanted): something in it is random or depends on the batch. "
-            "Export the model for inference as a SavedModel, and give that."
-        )
 
 
 def measure(options, output, fp32, int8, given):
@@ -182,11 +153,7 @@ def effort(options):
 
 def instead(options, output, fp32, given, judge, trials, tolerance):
     """Tell that INT8 does not hold, and what BF16 does; status 1."""
-    best = max(trials, key=lambda trial: trial.accuracy)
-    text = (
-        f"INT8 does not hold: of {len(trials)} attempts the best, '{best.name}', loses "
-        f"{best.drop:.2f} points of the {judge.word}, {tolerance:g} may be lost. Raise --tolerance"
-    )
+    text = f"{ladder.does_not_hold(trials, judge.word, tolerance)} Raise --tolerance"
     if not machine.has_bf16():
         print(f"\n{text}, or stay with FP32: this CPU has no BF16 instructions.")
         return 1
@@ -200,33 +167,6 @@ def instead(options, output, fp32, given, judge, trials, tolerance):
         report.show(result, output)
     print(f"\n{text}, or take BF16: the FP32 graph under ITEX's auto mixed precision, as above.")
     return 1
-
-
-def layer_table(rows, most=10):
-    """The layers that take most of the call, and all that are not in INT8, as lines."""
-    ranked = sorted(rows, key=lambda row: -(row["share"] or 0))
-    shown = ranked[:most] + [row for row in ranked[most:] if not row["int8"]]
-    lines = [f"  {'share':>7} {'alone dB':>9}  runs in  layer"]
-    for row in shown:
-        share = "–" if row["share"] is None else f"{row['share']:.1%}"
-        db = "–" if row["sqnr_db"] is None else f"{min(row['sqnr_db'], 200):.1f}"
-        kind = "INT8" if row["int8"] else "float"
-        why = f": {row['why']}" if row["why"] else ""
-        lines.append(f"  {share:>7} {db:>9}  {kind:<7}  {row['name']} ({row['op']}){why}")
-    if len(shown) < len(rows):
-        lines.append(f"  … and {len(rows) - len(shown)} more in INT8: layers.json has all.")
-    return "\n".join(lines)
-
-
-def look(result, fp32, int8, images, why):
-    """The rows of layers.json at the largest batch size, and the paragraph that explains them."""
-    size = max(BATCH_SIZES)
-    _, primitives = benchmark.profile(int8, images, [size])[size]
-    best = report.batch_of(result, "INT8", size)["latency_ms"]["best"]  # without writing a log
-    rows = layers.layers(fp32, int8, images, why, size, executed=(best, primitives))
-    times = {batch: report.ratio(result, "INT8", batch) for batch in BATCH_SIZES}
-    summary = layers.outside(best, primitives)
-    return rows, layers.explanation(rows, summary, times, machine.int8_level())
 
 
 def closing(result, rows, given, last):

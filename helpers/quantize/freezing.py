@@ -49,10 +49,14 @@ def trace(network, shape, dtype="float32", input_name="input", output_name="pred
 
 def freeze_traced(traced, output_name="predict"):
     """The frozen GraphDef of a ConcreteFunction, folded; its node `output_name` is the output."""
+    return fold(unfolded(traced), output_name)
+
+
+def unfolded(traced):
+    """The frozen GraphDef of a ConcreteFunction as it is, without functions in it."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    frozen = convert_variables_to_constants_v2(traced)
-    return fold(inline(frozen.graph.as_graph_def()), output_name)
+    return inline(convert_variables_to_constants_v2(traced).graph.as_graph_def())
 
 
 def fold(graph_def, output_name):

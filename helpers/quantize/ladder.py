@@ -96,6 +96,15 @@ def each_layer_alone(fp32, int8, images, chunk=8):
     return found
 
 
+def does_not_hold(trials, word, tolerance):
+    """A sentence about trials none of which passed; `word` says of what points were lost."""
+    best = max(trials, key=lambda trial: trial.accuracy)
+    return (
+        f"INT8 does not hold: of {len(trials)} attempts the best, '{best.name}', loses "
+        f"{best.drop:.2f} points of the {word}, {tolerance:g} may be lost."
+    )
+
+
 class Judge:
     """What a quantized graph is judged by: accuracy with labels, without them agreement with FP32.
 

@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from helpers import UserError, benchmark, graphs
+from helpers import UserError, benchmark, graphs, machine
+from helpers.benchmark import report
 from helpers.quantize import folding, ladder
 
 IMAGES = 50  # what a layer costs in accuracy is judged on so many at most
@@ -48,15 +49,45 @@ def layers(fp32, int8, images, why=None, batch_size=1, executed=None):
             "What ran in INT8 cannot be told: there is no log of ITEX's oneDNN. Is "
             "intel-extension-for-tensorflow installed in this environment?"
         )
+    ms = max(ms, sum(primitive.ms or 0 for primitive in primitives))  # another call than was logged
     found = _sizes(graph_def, (batch_size, *np.shape(images)[1:]))
     order = {node.name: place for place, node in enumerate(graphs.read_graph(fp32).node)}
     found = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
     ran = _matched({name: layer["sizes"] for name, layer in found.items()}, primitives)
-    costs, reasons = _costs(fp32, int8, images), {**_reasons(graph_def), **(why or {})}
+    costs, reasons = _costs(fp32, int8, images), {**reasons_in(graph_def), **(why or {})}
     return [
         _row(name, layer, ran.get(name), ms, reasons.get(name), costs.get(name))
         for name, layer in found.items()
     ]
+
+
+def look(result, fp32, int8, images, why, size, primitives):
+    """The rows of `layers` at a batch size, and the paragraph that explains them.
+
+    `result` is that of a comparison of the two graphs, `primitives` are what benchmark.profile
+    gives for the INT8 graph at this size.
+    """
+    best = report.batch_of(result, "INT8", size)["latency_ms"]["best"]  # without writing a log
+    rows = layers(fp32, int8, images, why, size, executed=(best, primitives))
+    sizes = sorted(result["settings"]["batch_sizes"])
+    times = {batch: report.ratio(result, "INT8", batch) for batch in sizes}
+    return rows, explanation(rows, outside(best, primitives), times, machine.int8_level())
+
+
+def table(rows, most=10):
+    """The layers that take most of the call, and all that are not in INT8, as lines."""
+    ranked = sorted(rows, key=lambda row: -(row["share"] or 0))
+    shown = ranked[:most] + [row for row in ranked[most:] if not row["int8"]]
+    lines = [f"  {'share':>7} {'alone dB':>9}  runs in  layer"]
+    for row in shown:
+        share = "–" if row["share"] is None else f"{row['share']:.1%}"
+        db = "–" if row["sqnr_db"] is None else f"{min(row['sqnr_db'], 200):.1f}"
+        kind = "INT8" if row["int8"] else "float"
+        why = f": {row['why']}" if row["why"] else ""
+        lines.append(f"  {share:>7} {db:>9}  {kind:<7}  {row['name']} ({row['op']}){why}")
+    if len(shown) < len(rows):
+        lines.append(f"  … and {len(rows) - len(shown)} more in INT8: layers.json has all.")
+    return "\n".join(lines)
 
 
 def _row(name, layer, ran, ms, reason, cost):
@@ -191,7 +222,7 @@ def _intensity(sizes):
     return None
 
 
-def _reasons(graph_def):
+def reasons_in(graph_def):
     """{layer name: why} of the layers that are float in the file, as far as it can be told."""
     network, grouped = graphs.Network(graph_def), folding.grouped_convolutions(graph_def)
     reasons = {}

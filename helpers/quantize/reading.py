@@ -3,15 +3,17 @@
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import UserError, graphs
+from helpers import UserError, benchmark, graphs, stats
 from helpers.quantize import freezing
 
 FORMS = "a .keras or .h5 file, the folder of a SavedModel, or a frozen .pb"
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF"
+SAME_SQNR_DB = 40.0  # a frozen graph that is further from its model than this is another network
 FLOAT_INSTEAD = "It can run in FP32, or in BF16 where the CPU has that, but not in INT8."
 
 
@@ -23,7 +25,8 @@ class Source:
     batch size. `kind` is "Keras model", "SavedModel" or "frozen graph". `input_name` and
     `output_name` are those of the original: Keras' input and output layer, the keys of the
     signature, or the nodes of the .pb. `predict(images, batch_size)` gives what the original model,
-    before freezing, answers to images (N, …): array (N, …).
+    before freezing, answers to images (N, …): array (N, …). `before` counts the operations of the
+    frozen graph before it was folded, by kind.
     """
 
     graph_def: object
@@ -31,6 +34,7 @@ class Source:
     input_name: str
     output_name: str
     predict: Callable
+    before: Counter
 
 
 def read(path, shape=None):
@@ -60,6 +64,21 @@ def read(path, shape=None):
     )
 
 
+def check(source, fp32, images):
+    """SQNR (dB) of what the frozen graph at `fp32` answers to images against the model's answers.
+
+    Raises UserError where the graph does not compute what the model does.
+    """
+    sqnr = stats.sqnr_db(source.predict(images, 32), benchmark.outputs(fp32, images))
+    if not sqnr > SAME_SQNR_DB:
+        raise UserError(
+            f"The frozen graph does not compute what the model computes (SQNR {sqnr:.1f} dB, at "
+            f"least {SAME_SQNR_DB:.0f} wanted): something in it is random or depends on the batch. "
+            "Export the model for inference as a SavedModel, and give that."
+        )
+    return sqnr
+
+
 def _read_keras(path, shape):
     model = _load_keras(path)
     if not model.inputs or not model.outputs:
@@ -79,8 +98,8 @@ def _read_keras(path, shape):
     def predict(images, batch_size=32):
         return _in_batches(lambda batch: network(batch).numpy(), images, batch_size)
 
-    graph_def = _freeze(path, network, shape, tensor.dtype)
-    return Source(graph_def, "Keras model", names[0], model.output_names[0], predict)
+    graph_def, before = _freeze(path, network, shape, tensor.dtype)
+    return Source(graph_def, "Keras model", names[0], model.output_names[0], predict, before)
 
 
 def _load_keras(path):
@@ -172,8 +191,8 @@ def _read_saved_model(path, shape):
 
         return _in_batches(answer, images, batch_size)
 
-    graph_def = _freeze(path, network, shape, spec.dtype)
-    return Source(graph_def, "SavedModel", input_name, output_name, predict)
+    graph_def, before = _freeze(path, network, shape, spec.dtype)
+    return Source(graph_def, "SavedModel", input_name, output_name, predict, before)
 
 
 def _load_signature(path):
@@ -228,7 +247,8 @@ def _read_frozen(path, shape):
         network = graphs.FrozenGraph(original, signature.input, signature.output, stock=True)
         return network.predict(images, batch_size)
 
-    return Source(folded, "frozen graph", signature.input, signature.output, predict)
+    before = _operations(graphs.extract(graph_def, [signature.output]))
+    return Source(folded, "frozen graph", signature.input, signature.output, predict, before)
 
 
 def _ends(graph_def):
@@ -310,16 +330,21 @@ def _fixed(path, stated, shape):
 
 
 def _freeze(path, network, shape, dtype):
-    """The frozen GraphDef of a function of one tensor, checked."""
+    """The frozen GraphDef of a function of one tensor, checked; its operations before folding."""
     traced = _try_to_freeze(path, lambda: freezing.trace(network, shape, dtype))
     try:
-        graph_def = freezing.freeze_traced(traced)
+        plain = freezing.unfolded(traced)
+        graph_def = freezing.fold(plain, "predict")
     except Exception as error:  # TensorFlow raises of many kinds; some operations are the reason
         graph_def = traced.graph.as_graph_def()
         _check_operations(path, graph_def, REFUSED[:-1])  # it has variables still
         raise _cannot_be_frozen(path, error) from error
     _check_graph(path, graph_def)
-    return graph_def
+    return graph_def, _operations(plain)
+
+
+def _operations(graph_def):
+    return Counter(node.op for node in graph_def.node)
 
 
 def _try_to_freeze(path, work):

@@ -85,6 +85,16 @@ WAYS = {"session_ms": "serve.py", "signature_ms": "tf.saved_model.load"}
 ROUNDS, SECONDS = 6, 0.3  # of each way, in turns
 
 
+def clear(folder):
+    """Remove what an earlier run has left: nothing of it may be taken for a result of this one."""
+    folder = Path(folder)
+    for name in ("models/int8.pb", "serve.py", "layers.json", "result.json"):
+        (folder / name).unlink(missing_ok=True)
+    for figure in folder.glob("fp32_int8_*.png"):
+        figure.unlink()
+    shutil.rmtree(folder / "saved_model", ignore_errors=True)
+
+
 def save(int8, folder, input_name, output_name):
     """Write <folder>/saved_model/ and <folder>/serve.py of a frozen INT8 graph; gives the folder.
 
