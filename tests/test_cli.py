@@ -69,6 +69,18 @@ def test_parameters_reach_the_notebooks_that_have_them(checkout, tmp_path):
     assert executed.cells[-1].outputs[0].text == "[2, 9] my file.keras\n"
 
 
+def test_a_path_is_from_the_folder_that_it_is_given_in(checkout, tmp_path):
+    notebook(checkout, "01_one", "print([model, data])")
+    path = checkout / "notebooks" / "01_one.ipynb"
+    more = "output = ''\\nmodel = ''\\ndata = '-'"
+    path.write_text(path.read_text().replace("output = ''", more))
+    words = ["--output", tmp_path / "out", "-p", "model", "my.keras", "-p", "data", ""]
+    done = run(checkout, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    executed = nbformat.read(tmp_path / "out" / "notebooks" / "01_one.ipynb", 4)
+    assert executed.cells[-1].outputs[0].text == f"{[str(checkout / 'my.keras'), '']}\n"
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -21,6 +21,7 @@ from helpers import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
+PATHS = ("data", "data_path", "model")  # parameters of notebooks that are paths
 
 
 def notebooks(words=()):
@@ -63,8 +64,9 @@ def parse(arguments):
 def given(pairs, chosen):
     """What -p says: {notebook's stem: {name: value}}, of each the parameters that it has.
 
-    A value is a Python literal (0.5, None, "[1, 8]") or else text. Raises UserError for a name that
-    none of the notebooks has, and for the two that have options of their own.
+    A value is a Python literal (0.5, None, "[1, 8]") or else text; a path is from the folder that
+    run_all.sh is called from. Raises UserError for a name that none of the notebooks has, and for
+    the two that have options of their own.
     """
     import papermill
 
@@ -76,6 +78,9 @@ def given(pairs, chosen):
         if not any(name in known for known in names.values()):
             known = ", ".join(sorted(set().union(*names.values()) - {"profile", "output"}))
             raise UserError(f"None of the notebooks has a parameter '{name}'. They have: {known}.")
+        if name in PATHS and text:
+            values[name] = os.path.abspath(text)
+            continue
         try:
             values[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
