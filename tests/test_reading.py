@@ -1,6 +1,7 @@
 """Reading trained models: each form there is, and a sentence for each that cannot be taken."""
 
 import json
+import sys
 import zipfile
 
 import h5py
@@ -560,3 +561,19 @@ def test_what_keras_3_exports_is_read_folded_and_quantized(tmp_path):
     int8 = quantize(fp32, images, tmp_path / "int8.pb")
     assert [layer.int8 for layer in graphs.layers(graphs.read_graph(int8))] == [True] * 5
     assert stats.sqnr_db(outputs, graphs.FrozenGraph(int8)(images)) > 15
+
+
+def test_the_layers_that_keras_applications_make_for_themselves_are_known(tmp_path):
+    """Of ConvNeXt, whose branches are scaled and dropped, and InceptionResNetV2."""
+    convnext, inception = (
+        sys.modules[module.preprocess_input.__module__]
+        for module in (tf.keras.applications.convnext, tf.keras.applications.inception_resnet_v2)
+    )
+    x = layers.Input((8, 8, 3))
+    y = convnext.StochasticDepth(0.5)(convnext.LayerScale(0.1, 4)(layers.Conv2D(4, 3)(x)))
+    model = tf.keras.Model(x, inception.CustomScaleLayer(0.2)([y, y]))
+    model.save(tmp_path / "own.keras")
+    source = reading.read(tmp_path / "own.keras")
+    batch = numbers(4, 8, 8, 3)
+    assert np.allclose(source.predict(batch), model(batch), atol=1e-6)
+    assert not tf.config.functions_run_eagerly()

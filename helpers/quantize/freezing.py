@@ -1,5 +1,7 @@
 """From a network that TensorFlow can call to a frozen graph, with what can be folded folded."""
 
+import contextlib
+
 from helpers.graphs import extract, node_name, write_graph
 from helpers.quantize import folding
 
@@ -37,12 +39,21 @@ def trace(network, shape, dtype="float32", input_name="input", output_name="pred
 
     spec = tf.TensorSpec((None, *shape), dtype, name=input_name)
     function = tf.function(lambda x: tf.identity(network(x), name=output_name))
-    before = tf.config.functions_run_eagerly()
     # Keras calls a function for a grouped convolution (ConvNeXt, RegNet). Traced like this, what
     # is in it becomes part of the graph; TensorFlow 1's graph utilities below would lose it
+    with without_functions():
+        return function.get_concrete_function(spec)
+
+
+@contextlib.contextmanager
+def without_functions():
+    """Have what a tf.function does be done where it is called."""
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:
-        return function.get_concrete_function(spec)
+        yield
     finally:
         tf.config.run_functions_eagerly(before)
 

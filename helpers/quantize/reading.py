@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -96,7 +97,8 @@ def _read_keras(path, shape):
         return _one(model(x, training=False))
 
     def predict(images, batch_size=32):
-        return _in_batches(lambda batch: network(batch).numpy(), images, batch_size)
+        with freezing.without_functions():  # Keras would have XLA compile each grouped convolution
+            return _in_batches(lambda batch: network(batch).numpy(), images, batch_size)
 
     graph_def, before = _freeze(path, network, shape, tensor.dtype)
     return Source(graph_def, "Keras model", names[0], model.output_names[0], predict, before)
@@ -119,13 +121,28 @@ def _load_keras(path):
             f'    keras.saving.load_model("{path.name}").export("{folder}")'
         )
     try:
-        return tf.keras.models.load_model(path, compile=False)
+        return tf.keras.models.load_model(path, compile=False, custom_objects=_of_applications())
     except Exception as error:  # Keras raises whatever it runs into
         raise UserError(
             f"The Keras of TensorFlow {tf.__version__} cannot make the model in {path} again: "
             f"{_what_is_missing(str(error)) or _first_line(error)}. Export the model as a "
             'SavedModel where it was made, model.export("folder"), and give that folder.'
         ) from error
+
+
+def _of_applications():
+    """{name: class} of layers that Keras Applications makes for itself; Keras has their code."""
+    from tensorflow import keras
+
+    applications, found = keras.applications, {}
+    for module in (applications.convnext, applications.inception_resnet_v2):
+        inside = vars(sys.modules[module.preprocess_input.__module__])
+        found |= {
+            name: thing
+            for name, thing in inside.items()
+            if isinstance(thing, type) and issubclass(thing, keras.layers.Layer)
+        }
+    return found
 
 
 def _what_is_missing(text):
