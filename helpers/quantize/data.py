@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -91,15 +91,11 @@ def read(path, shape, dtype, classes, scale=None, quick=False, seed=0):
 
 
 def read_for(source, path=None, scale=None, quick=False):
-    """As `read`, of the shape, type and classes of a reading.Source; few are made up."""
+    """As `read`, of the shape, type and classes of a reading.Source."""
     signature = graphs.find_signature(source.graph_def)
     answer = source.predict(np.zeros((1, *signature.shape), signature.dtype), 1)
     classes = answer.shape[1] if answer.ndim == 2 else None
-    given = read(path, signature.shape, signature.dtype, classes, scale, quick)
-    if given.made_up:
-        few = {"decision": given.decision[:MADE_UP], "report": given.report[:MADE_UP]}
-        given = replace(given, **few)
-    return given
+    return read(path, signature.shape, signature.dtype, classes, scale, quick)
 
 
 def _wanted(shape, dtype, quick):
@@ -362,7 +358,7 @@ def _made_up(shape, dtype, factors, wanted, seed):
             f"The network takes {dtype}, whose meaning nobody can make up. Give inputs of yours "
             f"with --data: {FORMS}."
         )
-    counts = [min(pair) for pair in zip(wanted, (CALIBRATION, *QUICK[1:]))]
+    counts = [min(pair) for pair in zip(wanted, (CALIBRATION, MADE_UP, MADE_UP))]
     seeds = np.random.SeedSequence(seed).generate_state(3)
     parts = []
     for count, part_seed in zip(counts, map(int, seeds)):

@@ -10,7 +10,7 @@ from helpers import UserError, benchmark, graphs, machine
 from helpers.benchmark import report
 from helpers.quantize import folding, ladder
 
-IMAGES = 50  # what a layer costs in accuracy is judged on so many at most
+IMAGES = 16  # what each layer costs is judged on so many at most, with a network for each
 MOST_DB = 200.0  # a ratio of outputs that are equal is infinite, which JSON has no number for
 PRODUCTS = (*graphs.LAYER_OPS, "BatchMatMul", "BatchMatMulV2")  # the last two of two activations
 WORTH_SAYING = 0.05  # a share of the time below this explains nothing
