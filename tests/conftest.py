@@ -24,24 +24,15 @@ os.environ["RESNET50_URL"] = "http://127.0.0.1:9"
 FIRST = ["test_headless"]
 LAST = ["test_notebooks", "test_faults", "test_browser", "test_cluster"]
 # Their outputs in the whole run are compared; the other notebooks are executed once more for that.
-LONG = ["02_train_alexnet", "05_benchmark_resnet50", "06_tune_inference", "07_inside_int8"]
+LONG = [
+    *("02_train_alexnet", "03_quantize_alexnet", "04_benchmark_alexnet", "05_benchmark_resnet50"),
+    *("06_tune_inference", "07_inside_int8", "08_your_own_model"),
+]
 
 
 def pytest_collection_modifyitems(items):
     rest = sorted({item.path.stem for item in items} - {*FIRST, *LAST})
     items.sort(key=lambda item: [*FIRST, *rest, *LAST].index(item.path.stem))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """A test file goes to one of two processes as a whole, test_faults.py with what it needs."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Files(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            return nodeid.split("::")[0].replace("test_faults", "test_notebooks")
-
-    return Files(config, log)
 
 
 # a namespace of its own; who is not root may have one, too, as its root
@@ -87,23 +78,24 @@ def reuse_resnet50(whole, output):
 
 @pytest.fixture(scope="session")
 def outputs(whole, tmp_path_factory):
-    """The output folder that the notebooks' own tests fill, with a trained AlexNet.
+    """An output folder with the AlexNet of the whole run and its result: notebooks 02 to 04.
 
-    It is that of the whole run, which may be going on in the other process; without one, or when
-    it has failed, it is trained here.
+    The whole run may be going on in the other process; without one, or when it has failed, the
+    three notebooks are run here.
     """
     folder = tmp_path_factory.mktemp("outputs")
-    trained = Path("alexnet", "models", "alexnet_fp32.pb")
-    end = time.monotonic() + 1200
-    while whole.exists() and not (whole / trained).exists() and time.monotonic() < end:
+    made, end = Path("alexnet", "result.json"), time.monotonic() + 1200
+    while whole.exists() and not (whole / made).exists() and time.monotonic() < end:
+        if (whole / "index.html").exists():  # the end of a run
+            break
         time.sleep(1)
-    if (whole / trained).exists():
-        (folder / trained).parent.mkdir(parents=True)
-        shutil.copy(whole / trained, folder / trained)
+    if (whole / made).exists():
+        shutil.copytree(whole / "alexnet" / "models", folder / "alexnet" / "models")
+        shutil.copy(whole / made, folder / made)
     else:
-        (book,) = cli.notebooks(["02_"])
-        parameters = {"profile": "quick", "output": str(folder)}
-        assert cli.execute(book, folder / book.name, parameters) is None
+        for book in cli.notebooks(["02_", "03_", "04_"]):
+            parameters = {"profile": "quick", "output": str(folder)}
+            assert cli.execute(book, folder / book.name, parameters) is None
     return folder
 
 

@@ -9,4 +9,4 @@ if ! cmp -s tests/requirements.txt env_intel_tf/.tests; then
   "$python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes -r tests/requirements.txt
   cp tests/requirements.txt env_intel_tf/.tests
 fi
-exec "$python" -m pytest --durations=15 -n 2 --no-loadscope-reorder "$@"
+exec "$python" -m pytest --durations=15 -n 2 --dist loadfile --no-loadscope-reorder "$@"
