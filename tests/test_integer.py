@@ -1,0 +1,111 @@
+"""INT8 in TensorFlow's own integer operations: INC's faults as they are, and as they are mended.
+
+A test of a fault that fails on what INC itself makes says that INC is mended: the mending can go.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from helpers import UserError, graphs, stats
+from helpers.quantize import integer
+
+CURRENT = ROOT / "env_current" / "bin" / "python"
+PYTHONS = {"env_intel_tf": sys.executable, "env_current": CURRENT}
+FORMS = ["old", "fused"]
+
+
+def call(python, *words):
+    """tests/integer_cases.py in one of the environments."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [python, "-m", "tests.integer_cases", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def made(request, tmp_path_factory):
+    """(the folder of what was made in an environment, {name: outputs} as it runs there)."""
+    python = PYTHONS[request.param]
+    if not os.access(python, os.X_OK):
+        pytest.skip("needs env_current/ (./set_env.sh --current)")
+    folder = tmp_path_factory.mktemp(request.param)
+    call(python, "make", folder)
+    call(python, "run", folder)
+    return folder, dict(np.load(next(folder.glob("outputs_*.npz"))))
+
+
+def errors(made, name):
+    """The error (images, classes) of the outputs of a network."""
+    folder, answers = made
+    with np.load(folder / f"{name.split('_')[0]}.npz") as stored:
+        return answers[name] - stored["fp32"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_dense_layer_has_no_constant_error(form, made):
+    raw, mended = (errors(made, f"dense_{form}_{kind}") for kind in ("raw", "mended"))
+    constant = raw.mean(axis=0)  # INC: minimum · Σ weights too much in the bias
+    assert np.abs(constant).max() > 100 * raw.std(axis=0).max()
+    assert np.abs(mended.mean(axis=0)).max() < np.abs(constant).max() / 100
+    assert np.abs(mended).max() < 0.3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_signed_sum_is_not_cut_at_half_of_its_range(form, made):
+    folder, answers = made
+    raw, mended = (f"residual_{form}_{kind}" for kind in ("raw", "mended"))
+    ratio = answers[f"{raw}_largest"] / answers[f"{mended}_largest"]
+    assert abs(ratio - 127 / 255) < 0.01  # TensorFlow: a destination of signed bytes
+    with np.load(folder / "residual.npz") as stored:
+        before, after = (stats.sqnr_db(stored["fp32"], answers[name]) for name in (raw, mended))
+    assert before < 20 < 25 < after
+
+
+def test_a_signed_summand_has_a_range_of_its_own(made):
+    """INC's fused form gives it that of the sum."""
+    folder, _ = made
+    highs = {}
+    for kind in ("raw", "mended"):
+        network = graphs.Network(graphs.read_graph(folder / f"residual_fused_{kind}.pb"))
+        (total,) = filter(integer._is_signed_sum, network.nodes.values())
+        summand = network.nodes[total.input[integer.SUMMAND]]
+        highs[kind] = [float(network.value(node.input[-1])) for node in (summand, total)]
+    assert highs["raw"][0] == highs["raw"][1]
+    assert highs["mended"][1] == pytest.approx(highs["raw"][1] * 255 / 127)
+    float_graph = graphs.read_graph(folder / "residual.pb")
+    with np.load(folder / "residual.npz") as stored:
+        tensors = graphs.Tensors(float_graph, ["BiasAdd_1", "BiasAdd_3"])(stored["x"])
+    largest = [float(np.abs(values).max()) for values in tensors.values()]
+    assert any(highs["mended"][0] == pytest.approx(high, rel=1e-4) for high in largest)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_layer_is_an_integer_operation_and_the_file_small(form, made):
+    folder, _ = made
+    for name, count in (("dense", 1), ("residual", 5)):
+        mended = graphs.read_graph(folder / f"{name}_{form}_mended.pb")
+        assert [layer.int8 for layer in graphs.layers(mended)] == [True] * count
+        assert not [node.name for node in mended.node if node.op == "HostConst"]
+
+
+def test_every_tensorflow_gives_the_same_outputs(made):
+    folder, answers = made
+    if not os.access(CURRENT, os.X_OK):
+        pytest.skip("needs env_current/ (./set_env.sh --current)")
+    for python in PYTHONS.values():
+        call(python, "run", folder)
+    files = sorted(folder.glob("outputs_*.npz"))
+    assert len(files) == 2
+    one, other = (dict(np.load(path)) for path in files)
+    for name in [name for name in answers if name.endswith(("raw", "mended"))]:
+        assert stats.sqnr_db(one[name], other[name]) > 50, name
+
+
+def test_an_unknown_form_is_told(tmp_path):
+    with pytest.raises(UserError, match="no form 'new'; there are 'fused' and 'old'"):
+        integer.quantize(tmp_path / "a.pb", np.zeros((8, 3)), tmp_path / "b.pb", form="new")
