@@ -95,6 +95,18 @@ def test_labels_are_what_decides_where_there_are_some(small):
     assert 0.6 < judge(small["int8"]) <= 0.85
 
 
+def test_a_graph_that_runs_is_judged_by_that_run(small, tmp_path, monkeypatch):
+    """Each process takes seconds to import TensorFlow."""
+    asked, outputs = [], ladder.benchmark.outputs
+    monkeypatch.setattr(
+        ladder.benchmark, "outputs", lambda graph, x: asked.append(graph) or outputs(graph, x)
+    )
+    judge = ladder.Judge(small["fp32"], images(60, seed=5))
+    trials, _ = climb(small["fp32"], images(32, seed=1), judge, 100.0, tmp_path)
+    assert asked == [small["fp32"], trials[0].graph]
+    assert judge(trials[0].graph) == trials[0].accuracy and len(asked) == 3
+
+
 def test_one_number_is_a_yes_or_a_no():
     assert ladder.classes(np.array([[0.2], [0.7]])).tolist() == [0, 1]
     assert ladder.classes(np.array([[-3.0], [2.0]])).tolist() == [0, 1]
