@@ -1,0 +1,124 @@
+"""tests/zoo.sh: small families through the command, and its page of runs that end as told."""
+
+import os
+
+import pytest
+import zoo
+
+SHAPE = (96, 96, 3)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV3Small", "RegNetX002"])
+def test_a_family_runs_in_int8(name, tmp_path):
+    """All of it, but for the grouped convolutions of RegNet, which end a process in oneDNN."""
+    model = zoo.make(name, tmp_path / f"{name}.keras", SHAPE)
+    end = zoo.quantize(model, tmp_path / "out", 2)
+    assert "result" in end and not {"failed", "refused"} & end.keys(), end["log"][-3000:]
+    grouped = [row for row in end["layers"] if "grouped" in (row["why"] or "")]
+    assert len(grouped) == (13 if name == "RegNetX002" else 0)
+    end["layers"] = [row for row in end["layers"] if row not in grouped]
+    assert zoo.share(end) >= zoo.ENOUGH, end["log"][-3000:]
+    assert end["result"]["agreement"]["INT8"]["sqnr_db"] > 5, "the weights are those of chaos"
+    assert zoo.row_of(name, end)[:2] == [name, f"{len(end['layers'])} of {len(end['layers'])}"]
+
+
+def done(int8=20, of=20, resolved=True):
+    """What `zoo.quantize` gives of a command that has done all."""
+    times = {"candidate": "INT8", "baseline": "FP32", "throughput_times": {"median": 2.0}}
+    ratios = [{**times, "batch_size": size, "resolved": resolved} for size in (1, 32)]
+    result = {"ratios": ratios, "agreement": {"INT8": {"sqnr_db": 20.0}}}
+    rows = [{"int8": index < int8} for index in range(of)]
+    return {"seconds": 60.0, "log": "", "result": result, "layers": rows}
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """What each family is to end as, {name: end}, and how to call main: its status."""
+    ends = dict.fromkeys(zoo.FAMILIES, done())
+
+    def make(name, path, shape=None):
+        path.write_text("model")
+        return path
+
+    monkeypatch.setattr(zoo, "make", make)
+    monkeypatch.setattr(zoo, "quantize", lambda model, output, *_: ends[output.name])
+    where = ["--document", str(tmp_path / "page.md"), "--output", str(tmp_path)]
+    return ends, lambda *words: zoo.main([*words, *where])
+
+
+def test_the_page_has_a_row_for_each(runs, tmp_path, capsys):
+    ends, main = runs
+    ends["VGG16"] = {"seconds": 9.0, "log": "", "refused": "It has loops | and more."}
+    ends["Xception"] = done(resolved=False)
+    assert main() == 0, "what is refused in a sentence is no failure"
+    text = (tmp_path / "page.md").read_text()
+    assert list(zoo.rows_in(tmp_path / "page.md")) == zoo.FAMILIES
+    assert "| MobileNet | 20 of 20 | 2.00 | 2.00 | – | – | 20.0 dB | 60 s |" in text
+    assert "| VGG16 | It has loops / and more. | – |" in text
+    assert "| Xception | 20 of 20 | 2.00, not resolved |" in text
+    assert "All as they should be." in capsys.readouterr().out
+    assert not (tmp_path / "MobileNet" / "MobileNet.keras").exists()
+
+
+def test_names_renew_their_rows_only_and_are_judged(runs, tmp_path):
+    ends, main = runs
+    main()
+    ends["MobileNet"] = done(int8=18)
+    ends["ResNet50"] = done(int8=19)
+    assert main("MobileNet", "ResNet50") == 1 and main("ResNet50") == 0
+    rows = zoo.rows_in(tmp_path / "page.md")
+    assert len(rows) == len(zoo.FAMILIES)
+    assert [rows[name][1] for name in ("MobileNet", "ResNet50", "VGG16")] == [
+        *("18 of 20", "19 of 20", "20 of 20")
+    ]
+    assert main() == 0 and main("--check") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("raise ValueError", "FAILED: it ended with status 1"),
+        ("import os; os.abort()", "FAILED: it was ended by signal SIGABRT"),
+        ("import time; time.sleep(60)", "FAILED: no end after 2 s"),
+        (
+            "import sys; sys.exit('error: It has loops.\\nGive another.')",
+            "It has loops. Give another.",
+        ),
+    ],
+)
+def test_how_a_command_ends_is_told_apart(code, word, monkeypatch, tmp_path):
+    run = zoo.subprocess.run
+    monkeypatch.setattr(
+        zoo.subprocess, "run", lambda words, **how: run([words[0], "-c", code], **how)
+    )
+    row = zoo.row_of("VGG16", zoo.quantize("model", tmp_path / "out", 1, timeout=2))
+    assert row[1] == word and len(row) == len(zoo.COLUMNS)
+
+
+def test_a_model_that_is_not_made_does_not_end_the_others(runs, tmp_path, monkeypatch):
+    make = zoo.make
+
+    def fails(name, path):
+        if name == "VGG16":
+            raise RuntimeError("out of memory")
+        return make(name, path)
+
+    monkeypatch.setattr(zoo, "make", fails)
+    assert runs[1]() == 1
+    rows = zoo.rows_in(tmp_path / "page.md")
+    assert len(rows) == len(zoo.FAMILIES) and rows["VGG16"][1].startswith("FAILED")
+
+
+def test_a_name_of_no_family_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        zoo.main(["AlexNet"])
+    assert "'AlexNet' is none of MobileNet" in capsys.readouterr().err
+    assert os.access(zoo.ROOT / "tests" / "zoo.sh", os.X_OK)
+
+
+def test_the_page_in_docs_is_of_these_networks():
+    text = zoo.DOCUMENT.read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "][2:]
+    names = [row[0] for row in rows]
+    assert names and names == [name for name in zoo.FAMILIES if name in names]
+    assert {len(row) for row in rows} == {len(zoo.COLUMNS)} and "FAILED" not in text

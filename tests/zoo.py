@@ -1,0 +1,270 @@
+"""Every architecture of Keras Applications through `python -m helpers.quantize`, one by one.
+
+The weights are random and have the statistics of a working network (see `working`). What comes out
+is printed and kept in docs/networks.md; with names only their rows are made anew. The status is 1
+when a family ends in a traceback, an abort or no time; with names or --check also when less than
+95 % of its layers run in INT8.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from helpers import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT = ROOT / "docs" / "networks.md"
+FAMILIES = [
+    *("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0"),
+    *("NASNetMobile", "DenseNet121", "ResNet50", "ResNet50V2", "ResNetRS50", "RegNetX002"),
+    *("RegNetY002", "ConvNeXtTiny", "InceptionV3", "Xception", "VGG16", "InceptionResNetV2"),
+]
+ENOUGH = 0.95  # of the layers in INT8
+DAMPING = 0.3  # of the branch that is added to a shortcut
+COLUMNS = (
+    *("network", "layers in INT8", "INT8 : FP32, batch 1", "batch 32", "BF16 : FP32, batch 1"),
+    *("batch 32", "SQNR of INT8", "time of the command"),
+)
+HEAD = """\
+# Which networks run in INT8
+
+Every architecture of Keras Applications, from a Keras file through the command of
+[own-model.md](own-model.md), without data. `{command}` writes this page; with names of
+networks it makes their rows anew. The weights are random and have the statistics of a working
+network: what runs and how fast does not depend on them, the accuracy of a trained one does.
+
+- **layers in INT8** are those that oneDNN executed so, of all convolutions and matrix products.
+- **INT8 : FP32** is how many times as fast INT8 is, the median of interleaved rounds; *not
+  resolved* where its interval is wider than ±5 %: measured too shortly, or beside other work.
+- **SQNR** compares the outputs of INT8 with those of FP32, on images of nothing.
+- **time** is that of the whole command, from reading the file to timing what serves it.
+
+Measured on {machine}, TensorFlow {tensorflow}, {limit:g} s of measuring each.
+"""
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(prog="tests/zoo.sh", description=__doc__)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(FAMILIES)}; default: all")
+    add("--limit", type=float, default=10, metavar="SECONDS", help="of measuring; default: 10")
+    add("--timeout", type=float, default=1200, metavar="SECONDS", help="of a family")
+    add("--output", type=Path, metavar="DIR", help="a folder per family is made in it")
+    add("--keep", action="store_true", help="also models and graphs, gigabytes of them")
+    add("--document", type=Path, default=DOCUMENT, metavar="FILE")
+    add("--check", action="store_true", help="status 1 where not nearly all layers run in INT8")
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in FAMILIES:
+            parser.error(f"'{name}' is none of {', '.join(FAMILIES)}")
+    return options
+
+
+def working(name, shape=None, seed=0):
+    """A network of Keras Applications whose random weights have the statistics of a working one.
+
+    As in helpers/zoo.py: batch norms get the statistics of one pass over images of nothing,
+    residual branches are damped, and the last layer tells images apart.
+    Layers without a batch norm behind them start as He et al. 2015 has it.
+    """
+    import tensorflow as tf
+
+    from helpers import datasets
+
+    tf.keras.utils.set_random_seed(seed)
+    network = getattr(tf.keras.applications, name)
+    model = network(weights=None, **({"input_shape": shape} if shape else {}))
+    if None in model.input_shape[1:]:  # MobileNetV3
+        model = network(weights=None, input_shape=(224, 224, 3))
+    images = datasets.dummy_images(32, *model.input_shape[1:], seed=seed) + 128
+    dropped = {}
+    for layer in model.layers:
+        kind = type(layer).__name__
+        if kind == "BatchNormalization":
+            layer.momentum = 0.0  # the moving statistics become those of the next batch
+        elif kind == "Add":
+            damp(model, layer)
+        elif kind == "LayerScale":  # of ConvNeXt, 1e-6 before training
+            layer.gamma.assign(tf.fill(layer.gamma.shape, DAMPING))
+        elif kind in ("Dropout", "StochasticDepth"):
+            field = "rate" if kind == "Dropout" else "drop_path_rate"
+            dropped[layer] = field, getattr(layer, field)
+            setattr(layer, field, 0)
+        elif getattr(layer, "activation", None) is tf.keras.activations.relu and layer.weights:
+            *_, read, given = layer.kernel.shape  # Keras starts as Glorot and Bengio 2010 have it
+            layer.kernel.assign(layer.kernel * (1 + given / read) ** 0.5)
+    tf.config.run_functions_eagerly(True)  # Keras would compile each grouped convolution
+    model(images, training=True)
+    tf.config.run_functions_eagerly(False)
+    for layer, (field, rate) in dropped.items():
+        setattr(layer, field, rate)
+    spread_classes(model, images)
+    return model
+
+
+def damp(model, add):
+    """Make small what is added to a shortcut: of several inputs of an Add the last one made."""
+    ends = []
+    for tensor in add.input:
+        layer = tensor._keras_history.layer
+        while type(layer).__name__ in ("Dropout", "Activation", "MaxPooling2D"):
+            layer = layer.input._keras_history.layer
+        if type(layer).__name__ in ("BatchNormalization", "Conv2D"):
+            ends.append(layer)
+    if ends:
+        last = max(ends, key=model.layers.index)
+        weight = last.kernel if hasattr(last, "kernel") else last.gamma
+        weight.assign(weight * DAMPING)
+
+
+def spread_classes(model, images):
+    """Have the layer that gives the logits look at that in which images differ, as training does.
+
+    Its kernel is mixed of what the features of each image differ by from their mean: random ones
+    would see that mean above all, and what quantization does to it.
+    """
+    import tensorflow as tf
+
+    last = [layer for layer in model.layers if hasattr(layer, "kernel")][-1]
+    features = tf.keras.Model(model.input, last.input)(images).numpy().reshape(len(images), -1)
+    shape = last.kernel.shape
+    mean = features.mean(axis=0)
+    mixed = tf.random.normal((len(images), shape[-1]), seed=0).numpy()
+    kernel = (features - mean).T @ mixed
+    scale = 3 / ((features - mean) @ kernel).std(axis=0).mean()
+    last.set_weights([(kernel * scale).reshape(shape), -mean @ kernel * scale])
+
+
+def make(name, path, shape=None):
+    """Write a family's model to a file, in a process of its own, which takes its memory along."""
+    call = f"import zoo; zoo.working({name!r}, {shape!r}).save({str(path)!r})"
+    paths = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT)]!r}"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{paths}\n{call}"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} was not made:\n{done.stderr[-2000:]}")
+    return path
+
+
+def quantize(model, output, limit, timeout=None):
+    """The command on a model's file: what became of it, a dict as `row_of` takes it.
+
+    What it prints goes to <output>/log.txt.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "helpers.quantize", model, "--quick", "--limit", str(limit)]
+    words += ["--scale", "1"]  # made-up images have the values of pixels, as in `working`
+    start = time.monotonic()
+    with open(output / "log.txt", "w") as log:
+        try:
+            status = subprocess.run(
+                [*words, "--output", output], cwd=ROOT, stdout=log, stderr=log, timeout=timeout
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = None
+    end = {"seconds": time.monotonic() - start, "log": (output / "log.txt").read_text()}
+    if status == 0:
+        end["result"] = json.loads((output / "result.json").read_text())
+        end["layers"] = json.loads((output / "layers.json").read_text())
+    refused = re.search(r"^error: (.+)", end["log"], re.M | re.S)
+    if status is None:
+        end["failed"] = f"no end after {timeout:.0f} s"
+    elif "Traceback" in end["log"] or (status and not (status == 1 and refused)):
+        end["failed"] = f"it {machine.ending(status)}"
+    elif status:
+        end["refused"] = " ".join(refused[1].split())
+    return end
+
+
+def share(end):
+    """The share of layers that ran in INT8; 0 where nothing did."""
+    rows = end.get("layers") or [{"int8": False}]
+    return sum(row["int8"] for row in rows) / len(rows)
+
+
+def ratio(result, name, size):
+    """How many times as fast as FP32, as a cell of the table; "–" where it was not measured."""
+    for entry in result["ratios"]:
+        if (entry["candidate"], entry["baseline"], entry["batch_size"]) == (name, "FP32", size):
+            text = f"{entry['throughput_times']['median']:.2f}"
+            return text if entry["resolved"] else f"{text}, not resolved"
+    return "–"
+
+
+def row_of(name, end):
+    """The cells of a family's row."""
+    spent = f"{end['seconds']:.0f} s"
+    if "result" not in end or "failed" in end:
+        what = f"FAILED: {end['failed']}" if "failed" in end else end["refused"]
+        return [name, what.replace("|", "/"), *["–"] * (len(COLUMNS) - 3), spent]
+    result, rows = end["result"], end["layers"]
+    ratios = [ratio(result, kind, size) for kind in ("INT8", "BF16") for size in (1, 32)]
+    sqnr = f"{result['agreement']['INT8']['sqnr_db']:.1f} dB"
+    return [name, f"{sum(row['int8'] for row in rows)} of {len(rows)}", *ratios, sqnr, spent]
+
+
+def page(rows, limit, command):
+    """The text of the document, of rows by name."""
+    here = machine.describe()
+    head = HEAD.format(
+        command=command,
+        machine=machine.summary(here),
+        tensorflow=machine.software()["tensorflow"],
+        limit=limit,
+    )
+    ordered = [rows[name] for name in FAMILIES if name in rows]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *ordered]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    stamp = f"Last run on {date.today():%Y-%m-%d}."
+    return f"{head}{stamp}\n\n{table}\n"
+
+
+def rows_in(document):
+    """The rows of a document as they are, {name: cells}; of another machine's they are none."""
+    text = document.read_text() if document.exists() else ""
+    if machine.summary(machine.describe()) not in text:
+        return {}
+    found = (line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| ")
+    return {cells[0]: cells for cells in found if cells[0] in FAMILIES}
+
+
+def main(arguments=None):
+    options = parse(arguments)
+    base = Path(options.output or tempfile.mkdtemp(prefix="zoo.")).absolute()
+    print(f"On {machine.summary(machine.describe())}; outputs and logs in {base}", flush=True)
+    rows, bad = rows_in(options.document), []
+    for name in options.names or FAMILIES:
+        output = base / name
+        output.mkdir(parents=True, exist_ok=True)
+        try:
+            model = make(name, output / f"{name}.keras")
+        except RuntimeError as error:
+            end = {"seconds": 0.0, "log": str(error), "failed": "Keras makes no such model"}
+        else:
+            end = quantize(model, output, options.limit, options.timeout)
+        if not options.keep:
+            for folder in ("models", "saved_model"):
+                shutil.rmtree(output / folder, ignore_errors=True)
+            (output / f"{name}.keras").unlink(missing_ok=True)
+        rows[name] = row_of(name, end)
+        print("  ".join(rows[name]), flush=True)
+        if "failed" in end:
+            print(end["log"][-3000:])
+        if "failed" in end or ((options.names or options.check) and share(end) < ENOUGH):
+            bad.append(name)
+        options.document.write_text(page(rows, options.limit, "tests/zoo.sh"))
+    print(f"Not as they should be: {', '.join(bad)}." if bad else "All as they should be.")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
