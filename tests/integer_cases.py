@@ -41,11 +41,19 @@ def residual(x):
     return layer(x, 3, 8, seed=9)
 
 
+def unusual(x):
+    """What the fused form and what no form has a kernel for: an Elu, and a grouped convolution."""
+    x = tf.nn.elu(layer(x, 3, 16, seed=1))
+    grouped = tf.nn.conv2d(x, numbers(3, 3, 8, 16, seed=3) / 8, 1, "SAME")
+    return layer(tf.nn.relu(tf.nn.bias_add(grouped, numbers(16, seed=4))), 1, 8, seed=5)
+
+
 def inputs():
     """{name: (network, inputs)}."""
     return {
         "dense": (dense, 2 + np.random.default_rng(0).random((64, 16), np.float32)),
         "residual": (residual, numbers(32, 8, 8, 3, seed=0)),
+        "unusual": (unusual, numbers(32, 8, 8, 3, seed=0)),
     }
 
 
@@ -57,6 +65,8 @@ def make(folder):
         for form in FORMS:
             path = folder / f"{name}_{form}_mended.pb"
             integer.quantize(source, x, path, form=form)
+            if name == "unusual":  # in the fused form it does not run
+                continue
             with integer._fused_form(form == "fused", folder / "log"):
                 inc.quantize(source, x, folder / f"{name}_{form}_raw.pb", form="legacy")
 

@@ -93,6 +93,15 @@ def test_every_layer_is_an_integer_operation_and_the_file_small(form, made):
         assert not [node.name for node in mended.node if node.op == "HostConst"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_tensorflow_cannot_run_is_written_in_another_way(form, made):
+    folder, answers = made
+    mended = graphs.read_graph(folder / f"unusual_{form}_mended.pb")
+    assert [layer.int8 for layer in graphs.layers(mended)] == [True, False, True]
+    with np.load(folder / "unusual.npz") as stored:
+        assert stats.sqnr_db(stored["fp32"], answers[f"unusual_{form}_mended"]) > 25
+
+
 def test_every_tensorflow_gives_the_same_outputs(made):
     folder, answers = made
     if not os.access(CURRENT, os.X_OK):

@@ -21,6 +21,12 @@ from helpers.quantize import folding, inc
 POOLS = ("QuantizedMaxPool", "QuantizedAvgPool")
 FUSED, OLD = "fused", "old"
 SUMMAND = 3  # its input of a fused operation
+# supported_fusions of MklQuantizedConvOp in TensorFlow's mkl_conv_ops.cc
+FUSIONS = {
+    *((b"BiasAdd",), (b"Relu",), (b"Requantize",), (b"BiasAdd", b"Relu")),
+    *((b"BiasAdd", b"Requantize"), (b"Relu", b"Requantize"), (b"BiasAdd", b"Relu", b"Requantize")),
+    *((b"BiasAdd", b"Sum", b"Relu"), (b"BiasAdd", b"Sum", b"Relu", b"Requantize")),
+}
 
 
 def quantize(
@@ -39,35 +45,47 @@ def quantize(
 
     The settings are those of inc.quantize, which see. `form` is INC's: "fused"
     (_FusedQuantizedConv2D: paddings and depthwise layers, too, are in the operations) or "old"
-    (QuantizedConv2DWithBias…). A `path` made of the same is taken as it is. Raises UserError as
-    inc.quantize does.
+    (QuantizedConv2DWithBias…), which is also taken where the fused form has what TensorFlow cannot
+    run. A `path` made of the same is taken as it is. Grouped convolutions stay FP32. Raises
+    UserError as inc.quantize does.
     """
     source, path = Path(source).resolve(), Path(path).resolve()
     log = Path(log or path.with_suffix(".log")).resolve()
     if form not in (FUSED, OLD):
         raise UserError(f"There is no form '{form}'; there are '{FUSED}' and '{OLD}'.")
-    settings = (form, granularity, batch_size, sorted(float_layers), algorithm)
+    original = graphs.read_graph(source)
+    # TensorFlow has no integer kernel for them: "could not create a primitive descriptor"
+    float_layers = sorted({*float_layers, *folding.grouped_convolutions(original)})
+    settings = {"granularity": granularity, "batch_size": batch_size, "algorithm": algorithm}
+    settings |= {"float_layers": float_layers, "log": log}
 
     def make():
-        with tempfile.TemporaryDirectory() as scratch, _fused_form(form == FUSED, log):
-            raw = inc.quantize(
-                source,
-                images,
-                Path(scratch) / "int8.pb",
-                granularity=granularity,
-                batch_size=batch_size,
-                form="legacy",
-                float_layers=float_layers,
-                algorithm=algorithm,
-                log=log,
-            )
-            mended = mend(graphs.read_graph(raw))
-        _measure_summands(mended, graphs.read_graph(source), np.asarray(images), batch_size)
+        raw = _what_inc_writes(source, images, form, settings)
+        if not all(map(_has_kernel, raw.node)):
+            raw = _what_inc_writes(source, images, OLD, settings)
+        mended = mend(raw)
+        _measure_summands(mended, original, np.asarray(images), batch_size)
         graphs.write_graph(mended, path)
 
     versions = [metadata.version(name) for name in ("tensorflow", "neural-compressor")]
     code = (sys.modules[__name__], graphs, folding, inc)
-    return files.made_from(path, (source, np.asarray(images), settings, *versions, *code), make)
+    made_of = (source, np.asarray(images), form, {**settings, "log": None}, *versions, *code)
+    return files.made_from(path, made_of, make)
+
+
+def _what_inc_writes(source, images, form, settings):
+    with tempfile.TemporaryDirectory() as scratch, _fused_form(form == FUSED, settings["log"]):
+        path = Path(scratch) / "int8.pb"
+        return graphs.read_graph(inc.quantize(source, images, path, form="legacy", **settings))
+
+
+def _has_kernel(node):
+    """Whether TensorFlow has a kernel for what INC's fused form writes into a convolution.
+
+    INC writes more than there is: Elu, LeakyRelu, Swish ("Unsupported QuantizedConv fusion").
+    """
+    fused = node.op.startswith(("_FusedQuantizedConv", "_FusedQuantizedDepthwise"))
+    return not fused or tuple(node.attr["fused_ops"].list.s) in FUSIONS
 
 
 @contextlib.contextmanager
