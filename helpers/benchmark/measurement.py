@@ -371,7 +371,6 @@ def compare(
         chosen, output, inputs, labels, batch_sizes, profile, threads, least_sqnr_db, progress,
         **effort,
     )  # fmt: skip
-    software = {**machine.software(), **measured.pop("software")}
     for entry, candidate in zip(measured["candidates"], kept(chosen, measured)):
         entry["graph"] = relative(candidate.graph, output)
     settings = {**effort_of(profile, effort), **(settings or {})}
@@ -381,7 +380,7 @@ def compare(
         "profile": profile,
         "created": machine.now(),
         "machine": {**machine.describe(), **measured.pop("device")},
-        "software": software,
+        "software": {**machine.software(), **measured.pop("software")},
         "settings": {
             "threads": threads,
             "batch_sizes": sorted(set(batch_sizes)),
