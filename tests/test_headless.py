@@ -131,7 +131,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
     assert before == {path: path.stat().st_mtime for path in checkout.rglob("*.ipynb")}
     for path in cli.notebooks():
         assert re.search(rf"^{path.stem} +done +\d+ s$", done.stdout, re.M)
-    for model in ("alexnet", "resnet50"):
+    for model in ("alexnet", "own", "resnet50"):
         result = json.loads((output / model / "result.json").read_text())
         assert result["profile"] == "quick"
         for kind in ("absolute", "times"):
@@ -139,7 +139,7 @@ def test_the_whole_of_it(checkout, whole, tmp_path):
 
     page = Page(output / "index.html")
     assert str(output / "index.html") in done.stdout
-    assert len(page.images) == 4
+    assert len(page.images) == 6
     assert all(image["alt"] and image["src"].startswith("data:image/png") for image in page.images)
     assert page.links == [f"notebooks/{path.stem}.html" for path in cli.notebooks()]
     assert all((output / link).stat().st_size > 10_000 for link in page.links)
