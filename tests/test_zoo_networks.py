@@ -62,7 +62,9 @@ def test_the_page_has_a_row_for_each(runs, tmp_path, capsys):
 
 def test_names_renew_their_rows_only_and_are_judged(runs, tmp_path):
     ends, main = runs
+    assert main("VGG16") == 0 and "so without a row" in (tmp_path / "page.md").read_text()
     main()
+    assert "so without a row" not in (tmp_path / "page.md").read_text()
     ends["MobileNet"] = done(int8=18)
     ends["ResNet50"] = done(int8=19)
     assert main("MobileNet", "ResNet50") == 1 and main("ResNet50") == 0

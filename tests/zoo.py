@@ -225,6 +225,8 @@ def page(rows, limit, command):
     lines = [COLUMNS, ["---"] * len(COLUMNS), *ordered]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     stamp = f"Last run on {date.today():%Y-%m-%d}."
+    left = ", ".join(name for name in FAMILIES if name not in rows)
+    stamp += f" Not run to the end yet, so without a row: {left}." if left else ""
     return f"{head}{stamp}\n\n{table}\n"
 
 
