@@ -53,7 +53,7 @@ def test_the_page_has_a_row_for_each(runs, tmp_path, capsys):
     assert main() == 0, "what is refused in a sentence is no failure"
     text = (tmp_path / "page.md").read_text()
     assert list(zoo.rows_in(tmp_path / "page.md")) == zoo.FAMILIES
-    assert "| MobileNet | 20 of 20 | 2.00 | 2.00 | – | – | 20.0 dB | 60 s |" in text
+    assert "| MobileNet | 20 of 20 | 2.00 | 2.00 | – | – | – | 20.0 dB | 60 s |" in text
     assert "| VGG16 | It has loops / and more. | – |" in text
     assert "| Xception | 20 of 20 | 2.00, not resolved |" in text
     assert "All as they should be." in capsys.readouterr().out

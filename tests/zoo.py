@@ -31,7 +31,7 @@ ENOUGH = 0.95  # of the layers in INT8
 DAMPING = 0.3  # of the branch that is added to a shortcut
 COLUMNS = (
     *("network", "layers in INT8", "INT8 : FP32, batch 1", "batch 32", "BF16 : FP32, batch 1"),
-    *("batch 32", "SQNR of INT8", "time of the command"),
+    *("batch 32", "INT8 : OpenVINO, batch 32", "SQNR of INT8", "time of the command"),
 )
 HEAD = """\
 # Which networks run in INT8
@@ -44,6 +44,8 @@ network: what runs and how fast does not depend on them, the accuracy of a train
 - **layers in INT8** are those that oneDNN executed so, of all convolutions and matrix products.
 - **INT8 : FP32** is how many times as fast INT8 is, the median of interleaved rounds; *not
   resolved* where its interval is wider than ±5 %: measured too shortly, or beside other work.
+- **INT8 : OpenVINO** is INT8's throughput beside that of OpenVINO's own INT8, made by NNCF of the
+  same frozen graph, in the same rounds (`--peers`).
 - **SQNR** compares the outputs of INT8 with those of FP32, on images of nothing.
 - **time** is that of the whole command, from reading the file to timing what serves it.
 
@@ -58,6 +60,7 @@ def parse(arguments):
     add("--limit", type=float, default=10, metavar="SECONDS", help="of measuring; default: 10")
     add("--timeout", type=float, default=1200, metavar="SECONDS", help="of a family")
     add("--output", type=Path, metavar="DIR", help="a folder per family is made in it")
+    add("--peers", action="store_true", help="also beside OpenVINO (set_env.sh --peers)")
     add("--keep", action="store_true", help="also models and graphs, gigabytes of them")
     add("--document", type=Path, default=DOCUMENT, metavar="FILE")
     add("--check", action="store_true", help="status 1 where not nearly all layers run in INT8")
@@ -155,13 +158,14 @@ def make(name, path, shape=None):
     return path
 
 
-def quantize(model, output, limit, timeout=None):
+def quantize(model, output, limit, timeout=None, peers=False):
     """The command on a model's file: what became of it, a dict as `row_of` takes it.
 
     What it prints goes to <output>/log.txt.
     """
     output.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "helpers.quantize", model, "--quick", "--limit", str(limit)]
+    words += ["--peers"] if peers else []
     words += ["--scale", "1"]  # made-up images have the values of pixels, as in `working`
     start = time.monotonic()
     with open(output / "log.txt", "w") as log:
@@ -191,10 +195,10 @@ def share(end):
     return sum(row["int8"] for row in rows) / len(rows)
 
 
-def ratio(result, name, size):
-    """How many times as fast as FP32, as a cell of the table; "–" where it was not measured."""
+def ratio(result, name, size, baseline="FP32"):
+    """How many times as fast as the baseline, as a cell of the table; "–" where it was not measured."""
     for entry in result["ratios"]:
-        if (entry["candidate"], entry["baseline"], entry["batch_size"]) == (name, "FP32", size):
+        if (entry["candidate"], entry["baseline"], entry["batch_size"]) == (name, baseline, size):
             text = f"{entry['throughput_times']['median']:.2f}"
             return text if entry["resolved"] else f"{text}, not resolved"
     return "–"
@@ -208,6 +212,7 @@ def row_of(name, end):
         return [name, what.replace("|", "/"), *["–"] * (len(COLUMNS) - 3), spent]
     result, rows = end["result"], end["layers"]
     ratios = [ratio(result, kind, size) for kind in ("INT8", "BF16") for size in (1, 32)]
+    ratios.append(ratio(result, "INT8", 32, "OpenVINO INT8"))
     sqnr = f"{result['agreement']['INT8']['sqnr_db']:.1f} dB"
     return [name, f"{sum(row['int8'] for row in rows)} of {len(rows)}", *ratios, sqnr, spent]
 
@@ -252,7 +257,7 @@ def main(arguments=None):
         except RuntimeError as error:
             end = {"seconds": 0.0, "log": str(error), "failed": "Keras makes no such model"}
         else:
-            end = quantize(model, output, options.limit, options.timeout)
+            end = quantize(model, output, options.limit, options.timeout, options.peers)
         if not options.keep:
             for folder in ("models", "saved_model"):
                 shutil.rmtree(output / folder, ignore_errors=True)
