@@ -1,6 +1,7 @@
 """What became of each layer: at run time, by name; its time; its cost; the words about it."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from conftest import SHAPE, images
 
 from helpers import UserError, benchmark, graphs, stats
 from helpers.benchmark import kernels
-from helpers.quantize import freeze, layers, quantize
+from helpers.quantize import freeze, ladder, layers, quantize
 
 HEAD = "onednn_verbose,primitive,exec,cpu"
 GRAPH = "onednn_verbose,graph,exec,cpu,7"
@@ -264,3 +265,13 @@ def test_costs_are_numbers_that_json_has(monkeypatch, small):
     monkeypatch.setattr(layers.ladder.machine, "in_own_process", lambda *words: ratios)
     found = layers._costs(small["fp32"], small["int8"], images(2))
     assert found == {"same": 200.0, "nan": None, "plain": 12.5}
+
+
+def test_layers_are_judged_alone_in_the_order_asked_for_until_time_is_up(small, tmp_path):
+    np.save(tmp_path / "images.npy", images(2))
+    job = str(small["fp32"]), str(small["int8"]), str(tmp_path / "images.npy")
+    names = list(ladder.each_layer_alone(*job, [], math.inf))
+    assert len(names) > 1
+    turned = ladder.each_layer_alone(*job, names[::-1], math.inf, chunk=1)
+    assert list(turned) == names[::-1]
+    assert ladder.costs(*job[:2], images(2), seconds=0) == {}

@@ -196,7 +196,7 @@ def share(end):
 
 
 def ratio(result, name, size, baseline="FP32"):
-    """How many times as fast as the baseline, as a cell of the table; "–" where it was not measured."""
+    """How many times as fast as the baseline, as a cell; "–" where it was not measured."""
     for entry in result["ratios"]:
         if (entry["candidate"], entry["baseline"], entry["batch_size"]) == (name, baseline, size):
             text = f"{entry['throughput_times']['median']:.2f}"

@@ -1,6 +1,7 @@
 """Attempts at a quantization until one keeps the accuracy, and what each layer costs."""
 
 import itertools
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from helpers import UserError, benchmark, graphs, machine, stats
 from helpers.quantize import equalizing
 from helpers.quantize.inc import quantize
+
+PATIENCE = 300  # seconds for the costs of layers; those not reached by then stay in INT8
 
 
 @dataclass(frozen=True)
@@ -63,32 +66,38 @@ def sensitivity(graph_def, reference, images):
     return sorted(zip(ratios, names))
 
 
-def costs(fp32, int8, images):
+def costs(fp32, int8, images, first=(), seconds=math.inf):
     """How much each INT8 layer costs on its own: {layer name: SQNR in dB of the output}.
 
     As `sensitivity`, but of files, for outputs of any kind (those of the FP32 graph are compared as
     they are), and in a process of its own, because native code may end it. NaN where an output is
-    not finite. Raises UserError when that process ends.
+    not finite. Each layer needs a network of its own, so the time grows with their square: after
+    `seconds` no more are begun, and those that are left are missing; names in `first` come first.
+    Raises UserError when that process ends.
     """
     with tempfile.TemporaryDirectory(prefix="costs_") as scratch:
         dtype = graphs.find_signature(graphs.read_graph(int8)).dtype
         np.save(f"{scratch}/images.npy", np.asarray(images, dtype))
         paths = (str(fp32), str(int8), f"{scratch}/images.npy")
-        return machine.in_own_process(each_layer_alone, *paths)
+        return machine.in_own_process(each_layer_alone, *paths, list(first), seconds)
 
 
-def each_layer_alone(fp32, int8, images, chunk=8):
+def each_layer_alone(fp32, int8, images, first, seconds, chunk=8):
     """What `costs` runs in its process; `chunk` networks are loaded at a time."""
+    import time
+
     import numpy as np
 
     from helpers import graphs, stats
 
     images, graph_def = np.load(images), graphs.read_graph(int8)
     names = [layer.name for layer in graphs.layers(graph_def) if layer.int8]
+    ranks = {name: rank for rank, name in enumerate(first)}
+    ordered = sorted(names, key=lambda name: ranks.get(name, len(ranks)))
     wanted = graphs.FrozenGraph(fp32).predict(images)
-    found = {}
-    for start in range(0, len(names), chunk):
-        part = names[start : start + chunk]
+    found, start = {}, time.monotonic()
+    while ordered and time.monotonic() - start < seconds:
+        part, ordered = ordered[:chunk], ordered[chunk:]
         networks = [graphs.leave_float(graph_def, [n for n in names if n != name]) for name in part]
         together, ends = graphs.side_by_side(networks)
         outputs = graphs.Tensors(together, ends)(images, batch_size=25)
@@ -183,7 +192,7 @@ def climb(fp32, images, judge, tolerance, folder, tell=print):
         trials += tune(more, judge, judge.baseline, tolerance, first=len(trials) + 1)
     if not trials[-1].passed:
         best = max(trials, key=lambda trial: trial.accuracy)
-        found = costs(fp32, best.graph, judge.inputs[:50])
+        found = costs(fp32, best.graph, judge.inputs[:50], seconds=PATIENCE)
         worst = sorted(found, key=found.get)
         steps = _partly_float(best, worst, folder)
         trials += tune(steps, judge, judge.baseline, tolerance, first=len(trials) + 1)

@@ -11,6 +11,7 @@ from helpers.benchmark import report
 from helpers.quantize import folding, ladder
 
 IMAGES = 16  # what each layer costs is judged on so many at most, with a network for each
+PATIENCE = 60  # seconds for that; the layers that take most of the call come first
 MOST_DB = 200.0  # a ratio of outputs that are equal is infinite, which JSON has no number for
 PRODUCTS = (*graphs.LAYER_OPS, "BatchMatMul", "BatchMatMulV2")  # the last two of two activations
 WORTH_SAYING = 0.05  # a share of the time below this explains nothing
@@ -32,7 +33,8 @@ def layers(fp32, int8, images, why=None, batch_size=1, executed=None):
     why        why not; None where it did
     share      its part (0 to 1) of the time of one INT8 call; None where the log does not tell
     sqnr_db    SQNR of the network's output when this layer alone is INT8, in dB, at most 200; None
-               for a layer that is float in the file, and for outputs that are not finite
+               for a layer that is float in the file, for outputs that are not finite, and for
+               layers of little time that were not reached within PATIENCE
     operations_per_byte  of its input, kernel and output in INT8; None where a size is not known
 
     oneDNN names the layers that ITEX hands over in pieces, which are all that are INT8. Others are
@@ -54,7 +56,8 @@ def layers(fp32, int8, images, why=None, batch_size=1, executed=None):
     order = {node.name: place for place, node in enumerate(graphs.read_graph(fp32).node)}
     found = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
     ran = _matched({name: layer["sizes"] for name, layer in found.items()}, primitives)
-    costs, reasons = _costs(fp32, int8, images), {**reasons_in(graph_def), **(why or {})}
+    slowest = sorted(ran, key=lambda name: -(ran[name][2] or 0))
+    costs, reasons = _costs(fp32, int8, images, slowest), {**reasons_in(graph_def), **(why or {})}
     return [
         _row(name, layer, ran.get(name), ms, reasons.get(name), costs.get(name))
         for name, layer in found.items()
@@ -85,6 +88,12 @@ def table(rows, most=10):
         kind = "INT8" if row["int8"] else "float"
         why = f": {row['why']}" if row["why"] else ""
         lines.append(f"  {share:>7} {db:>9}  {kind:<7}  {row['name']} ({row['op']}){why}")
+    unjudged = sum(row["int8"] and row["sqnr_db"] is None for row in rows)
+    if unjudged:
+        lines.append(
+            f"  {unjudged} layers in INT8 have no figure alone: not finite, or not reached within "
+            f"{PATIENCE} s."
+        )
     if len(shown) < len(rows):
         lines.append(f"  … and {len(rows) - len(shown)} more in INT8: layers.json has all.")
     return "\n".join(lines)
@@ -263,9 +272,9 @@ def _at_run_time(weights, kernel):
     return f"quantized in the file, but executed in {weights} ({kernel})"
 
 
-def _costs(fp32, int8, images):
-    """{layer name: SQNR in dB, or None} of the layers that are INT8 in the file."""
-    ratios = ladder.costs(fp32, int8, images[:IMAGES])
+def _costs(fp32, int8, images, first=()):
+    """{layer name: SQNR in dB, or None} of the layers that are INT8 in the file, `first` first."""
+    ratios = ladder.costs(fp32, int8, images[:IMAGES], first, PATIENCE)
     return {
         name: None if math.isnan(ratio) else min(ratio, MOST_DB) for name, ratio in ratios.items()
     }
