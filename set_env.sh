@@ -23,8 +23,8 @@ versions of requirements.txt, or finds it finished. Then:
 --device gpu installs the build for Intel GPUs (environments/gpu.txt) where there is one; without
 the option an existing environment keeps its device. To make it again from nothing, delete
 env_intel_tf/ first.
---peers makes env_peers/ (about 1.9 GB) from environments/peers.txt instead: OpenVINO and ONNX
-Runtime, which `python -m helpers.benchmark --peers` compares with. Nothing else needs it.
+--peers makes env_peers/ (about 1.9 GB) from environments/peers.txt instead: OpenVINO, ONNX
+Runtime and LiteRT, which `python -m helpers.benchmark --peers` compares with. Nothing else needs it.
 --current makes env_current/ (about 2.3 GB) from environments/current.txt: today's TensorFlow and
 Keras 3 on Python 3.12, 3.13 or 3.11, without ITEX and Jupyter.
 

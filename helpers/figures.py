@@ -5,9 +5,10 @@ from pathlib import Path
 STYLE = Path(__file__).with_name("house.mplstyle")  # for plt.style.use
 # Okabe-Ito palette: told apart by people with any colour vision
 BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+AMBER = "#E69F00"
 DARK, GREY, LIGHT = "#555555", "#999999", "#DDDDDD"
 COLOURS = {"FP32": GREY, "BF16": SKY, "INT8": ORANGE}
-COLOURS |= {"OpenVINO INT8": BLUE, "ONNX Runtime INT8": PURPLE}
+COLOURS |= {"OpenVINO INT8": BLUE, "ONNX Runtime INT8": PURPLE, "LiteRT INT8": AMBER}
 OTHER = GREEN  # whatever else there is
 
 

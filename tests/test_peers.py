@@ -1,14 +1,18 @@
-"""OpenVINO and ONNX Runtime on the small network; most of it needs ./set_env.sh --peers."""
+"""OpenVINO, ONNX Runtime and LiteRT on the small network; most needs ./set_env.sh --peers."""
 
+import json
 import os
 import re
+import subprocess
 
 import numpy as np
 import pytest
-from conftest import images
+import tensorflow as tf
+from conftest import SHAPE, images
 
-from helpers import UserError, benchmark
-from helpers.benchmark import __main__, peers, report
+from helpers import UserError, benchmark, graphs
+from helpers.benchmark import __main__, peers, report, runtimes
+from helpers.benchmark.candidate import PEERS, environment
 
 needs_peers = pytest.mark.skipif(
     bool(peers.absent()) and "CI" not in os.environ, reason=str(peers.absent())
@@ -36,14 +40,87 @@ def measured(small, made, tmp_path_factory):
 def test_peers_compute_the_same_and_run_in_int8(measured):
     result, _ = measured
     names = [one["name"] for one in result["candidates"]]
-    assert names == ["FP32", "INT8", "OpenVINO INT8", "ONNX Runtime INT8"]
+    assert names == ["FP32", "INT8", "OpenVINO INT8", "ONNX Runtime INT8", "LiteRT INT8"]
     for one in result["candidates"][2:]:
         agreement = result["agreement"][one["name"]]
         assert agreement["sqnr_db"] > 15 and agreement["top1"] >= 0.8
         assert one["layers"] == {"int8": 3, "all": 3}
         assert one["kernels"] == {"s8": {"count": 3, "share": None}}
-        assert len(one["variants"]) == 2 and len(one["variants"][0]["best_ms"]) == 2
-    assert {"openvino", "onnxruntime"} <= set(result["software"])
+        assert [len(choice["best_ms"]) for choice in one["variants"]] in ([2, 2], [])
+    assert [bool(one["variants"]) for one in result["candidates"][2:]] == [True, True, False]
+    assert {"openvino", "onnxruntime", "litert"} <= set(result["software"])
+    told = {"num_threads": result["settings"]["threads"], "xnnpack": "3 of 3 layers"}
+    assert result["candidates"][4]["environment"]["litert"] == told
+
+
+@needs_peers
+def test_litert_has_its_threads_and_any_batch_size(small, made):
+    """In env_peers' Python: the threads that loading adds; one image alone and among 32."""
+    code = """
+import json, os, sys
+import numpy as np
+from helpers.benchmark import runtimes
+before = len(os.listdir("/proc/self/task"))
+model = runtimes.load(json.loads(sys.argv[1]))
+threads = 1 + len(os.listdir("/proc/self/task")) - before
+images = np.load(sys.argv[2])
+alone, among = model.predict(images, 1), model(images)
+told = {"signature": [*model.signature.shape, model.signature.dtype], "threads": threads}
+kernels = model.kernels(lambda: model(images[:2]))
+np.save(sys.argv[3], [alone, among])
+print(json.dumps({**told, "kernels": kernels["primitives"], "source": kernels["source"]}))
+"""
+    model = made[0][-1]
+    job = {"runtime": model.runtime, "graph": str(model.graph), "threads": 3, "cpus": None}
+    np.save(made[1] / "images.npy", images(32))
+    words = [json.dumps(job), made[1] / "images.npy", made[1] / "outputs.npy"]
+    done = subprocess.run(
+        [PEERS / "bin" / "python", "-P", "-c", code, *words],
+        capture_output=True,
+        text=True,
+        env=environment(3),
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["signature"] == [*SHAPE, "float32"] and told["threads"] == 3
+    assert told["source"] == "LiteRT's graph"
+    assert [weights for _, weights, *_ in told["kernels"]] == ["s8"] * 3
+    assert all(kernel.startswith("XNNPACK ") for _, _, kernel, *_ in told["kernels"])
+    alone, among = np.load(made[1] / "outputs.npy")
+    assert len(among) == 32 and np.array_equal(alone, among)
+
+
+def test_what_xnnpack_leaves_to_litert_is_told_and_what_is_in_float():
+    def operation(index, name, inputs, outputs, *types):
+        return {
+            "index": index,
+            "op_name": name,
+            "inputs": inputs,
+            "outputs": outputs,
+            "operand_types": types,
+        }
+
+    class Interpreter:
+        def _get_ops_details(self):
+            byte, word = np.int8, np.int32
+            return [
+                operation(0, "QUANTIZE", [0], [5], np.float32),
+                operation(1, "CONV_2D", [5, 1, 2], [6], byte, byte, word),
+                operation(2, "RESHAPE", [6], [7], byte),
+                operation(3, "FULLY_CONNECTED", [7, 3, -1], [8], byte, byte),
+                operation(4, "DEQUANTIZE", [8], [9], byte),
+                operation(5, "CONV_2D", [9, 4], [10], np.float32, byte),
+                operation(6, "DELEGATE", [0, 1, 2], [6], np.float32, byte, word),
+                operation(7, "DELEGATE", [8, 4], [10], byte, byte),
+            ]
+
+    model = runtimes.LiteRT.__new__(runtimes.LiteRT)
+    model._interpreters = {(1, 8): Interpreter()}
+    assert [row[1:3] for row in model._executed((1, 8))] == [
+        ["s8", "XNNPACK CONV_2D"],
+        ["s8", "LiteRT FULLY_CONNECTED"],
+        ["f32", "XNNPACK CONV_2D"],
+    ]
 
 
 @needs_peers
@@ -66,6 +143,7 @@ def test_ours_is_compared_with_each_peer(measured, capsys):
 def test_models_are_made_once_and_again_for_other_images(small, made, monkeypatch):
     first, folder = made
     assert len(list(folder.glob("*.xml"))) == 1 and not list(folder.glob(".*"))
+    assert len(list(folder.glob("*.tflite"))) == 1
 
     def refuse(runtime, *_):
         raise UserError(f"made {runtime}")
@@ -81,6 +159,18 @@ def test_a_model_that_cannot_be_made_is_told_with_its_log(small, tmp_path):
     with pytest.raises(UserError, match=r"OpenVINO INT8 was not made .*openvino\.log"):
         peers.candidates(small["fp32"], np.zeros((4, 5, 5, 3), np.float32), tmp_path)
     assert not list(tmp_path.glob("*.xml")) and not list(tmp_path.glob(".*"))
+
+
+@needs_peers
+def test_what_litert_has_no_operation_for_is_named(tmp_path):
+    with tf.Graph().as_default() as graph:
+        tf.math.lgamma(tf.compat.v1.placeholder(tf.float32, (None, 4), "input"), name="output")
+    fp32 = graphs.write_graph(graph.as_graph_def(), tmp_path / "fp32.pb")
+    with pytest.raises(
+        UserError, match=r"LiteRT INT8 was not made .*stopped at Lgamma\..*litert\.log"
+    ):
+        peers._model("litert", fp32, np.ones((2, 4), np.float32), tmp_path, (None, None), {})
+    assert not list(tmp_path.glob("*.tflite")) and not list(tmp_path.glob(".*"))
 
 
 def test_a_missing_environment_is_told(small, tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
-"""The runtimes people would pick instead: OpenVINO (with NNCF) and ONNX Runtime (static QDQ).
+"""The runtimes people would pick instead: OpenVINO (NNCF), ONNX Runtime (static QDQ) and LiteRT.
 
 Each makes its own INT8 model from the same frozen FP32 graph, and is timed by the same worker as
-TensorFlow. Both live in env_peers/, an environment of their own: `candidates` and `absent` are for
+TensorFlow. All live in env_peers/, an environment of their own: `candidates` and `absent` are for
 the main one, `main` and the makers run in that one's Python.
 """
 
 import hashlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,17 @@ import numpy as np
 from helpers import UserError, graphs, machine
 from helpers.benchmark.candidate import PEERS, ROOT, Candidate, environment
 
-NAMES = {"openvino": "OpenVINO INT8", "onnxruntime": "ONNX Runtime INT8"}
-SUFFIXES = {"openvino": ".xml", "onnxruntime": ".onnx"}
+NAMES = {
+    "openvino": "OpenVINO INT8",
+    "onnxruntime": "ONNX Runtime INT8",
+    "litert": "LiteRT INT8",
+}
+SUFFIXES = {"openvino": ".xml", "onnxruntime": ".onnx", "litert": ".tflite"}
 OPSET = 18  # the last that tf2onnx knows; a scale per channel needs at least 13
 # What the runtime's documentation leaves open is made and tried both ways, and the faster one is
 # measured: ONNX Runtime's activations (S8S8 is its first choice, U8S8 has faster kernels on some
-# x86 CPUs), OpenVINO's hint. Each entry is a variant: what to make it with, what to run it with.
+# x86 CPUs), OpenVINO's hint; LiteRT has signed bytes only. Each entry is a variant: what to make it
+# with, what to run it with.
 VARIANTS = {
     "openvino": {
         "LATENCY hint": ({}, {"hint": "LATENCY"}),
@@ -33,6 +39,7 @@ VARIANTS = {
         "U8S8": ({"activations": "QUInt8"}, {}),
         "S8S8": ({"activations": "QInt8"}, {}),
     },
+    "litert": {"XNNPACK": ({}, {})},
 }
 
 
@@ -40,11 +47,14 @@ def absent():
     """None where env_peers/ is there, else the sentence that says how to get it."""
     if (PEERS / ".finished").exists():
         return None
-    return "OpenVINO and ONNX Runtime are not installed (no env_peers/): run ./set_env.sh --peers"
+    return (
+        "OpenVINO, ONNX Runtime and LiteRT are not installed (no env_peers/): "
+        "run ./set_env.sh --peers"
+    )
 
 
 def candidates(fp32, images, folder, input_name=None, output_name=None):
-    """Both peers' INT8 models of the frozen graph `fp32`, as Candidates that may fail.
+    """The peers' INT8 models of the frozen graph `fp32`, as Candidates that may fail.
 
     `images` (N, …) are calibrated on: give what INC gets. The models lie in `folder` under the
     digest of all they depend on, and are made where they are missing. Raises UserError when
@@ -172,7 +182,36 @@ def make_onnxruntime(fp32, images, signature, scratch, activations):
     return [paths[2]]
 
 
-MAKERS = {"openvino": make_openvino, "onnxruntime": make_onnxruntime}
+def make_litert(fp32, images, signature, scratch):
+    """Full-integer quantization by TensorFlow's converter: int8, weights per channel, float ends.
+
+    An operation that has no integer kernel stays in float. No range of weights is reduced: without
+    VNNI XNNPACK widens bytes to 16 bits before it multiplies them, and adds in 32.
+    """
+    import tensorflow as tf
+
+    shape = {signature.input: [None, *images.shape[1:]]}
+    converter = tf.compat.v1.lite.TFLiteConverter.from_frozen_graph(
+        str(fp32), [signature.input], [signature.output], input_shapes=shape
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([images[i : i + 1]] for i in range(len(images)))
+    model = scratch / "model.tflite"
+    try:
+        model.write_bytes(converter.convert())
+    except Exception as error:  # whose class is in no public module
+        print(error, file=sys.stderr)
+        stopped_at = ", ".join(dict.fromkeys(re.findall(r'fused\["(\w+):', str(error))))
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        sys.exit(f"TensorFlow's converter to LiteRT stopped at {stopped_at or first}.")
+    return [model]
+
+
+MAKERS = {
+    "openvino": make_openvino,
+    "onnxruntime": make_onnxruntime,
+    "litert": make_litert,
+}
 
 
 def main(runtime, fp32, images, path, input_name, output_name, *making):

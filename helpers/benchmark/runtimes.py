@@ -1,18 +1,19 @@
-"""What a worker can run a model with: TensorFlow, OpenVINO and ONNX Runtime.
+"""What a worker can run a model with: TensorFlow, OpenVINO, ONNX Runtime and LiteRT.
 
 Each is called with a batch (N, …) and gives the output as a NumPy array. It has the `signature` of
-the model, says in `facts` what it is, and tells in `kernels` what it executes. OpenVINO and ONNX
-Runtime are imported in env_peers/ only.
+the model, says in `facts` what it is, and tells in `kernels` what it executes. All but
+TensorFlow are imported in env_peers/ only.
 """
 
 import contextlib
 import ctypes
+import functools
 import os
 import tempfile
 
 import numpy as np
 
-from helpers import graphs, machine
+from helpers import UserError, graphs, machine
 from helpers.benchmark import kernels
 from helpers.benchmark.candidate import CLOCK, steering
 
@@ -231,4 +232,108 @@ class OnnxRuntime:
         return {"ms": None, "primitives": self._layers, "source": "ONNX Runtime's optimised graph"}
 
 
-RUNTIMES = {"tensorflow": TensorFlow, "openvino": OpenVINO, "onnxruntime": OnnxRuntime}
+class LiteRT:
+    """A .tflite model on all threads, in an interpreter for each batch size of its own.
+
+    Not LiteRT's CompiledModel: it has the same kernels (XNNPACK's), but does not tell of them.
+    """
+
+    LAYERS = (
+        *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D"),
+        *("FULLY_CONNECTED", "BATCH_MATMUL"),
+    )
+
+    def __init__(self, job):
+        try:
+            from ai_edge_litert import __version__, interpreter
+        except ImportError:
+            raise UserError("env_peers/ is of before LiteRT: run ./set_env.sh --peers.") from None
+        options = {"model_path": job["graph"], "num_threads": job["threads"]}
+        self._open = functools.partial(interpreter.Interpreter, **options)
+        self._interpreters, model = {}, self._open()
+        source, target = model.get_input_details()[0], model.get_output_details()[0]
+        self._source, self._target = source["index"], target["index"]
+        sizes = (int(size) if size > 0 else None for size in source["shape_signature"][1:])
+        dtype = np.dtype(source["dtype"]).name
+        self.signature = graphs.Signature(source["name"], target["name"], tuple(sizes), dtype)
+        rows = self._executed(tuple(map(int, source["shape"])))
+        by_xnnpack = sum(kernel.startswith("XNNPACK") for _, _, kernel, *_ in rows)
+        told = {"num_threads": job["threads"], "xnnpack": f"{by_xnnpack} of {len(rows)} layers"}
+        self.facts = {
+            "device": "CPU",
+            "software": {"litert": __version__},
+            "layers": {"int8": sum(row[1] == "s8" for row in rows), "all": len(rows)},
+            "environment": steering(os.environ) | {"litert": told},
+        }
+
+    def _interpreter(self, batch_shape):
+        if batch_shape not in self._interpreters:
+            interpreter = self._open()
+            interpreter.resize_tensor_input(self._source, batch_shape)
+            interpreter.allocate_tensors()
+            self._interpreters[batch_shape] = interpreter
+        return self._interpreters[batch_shape]
+
+    def __call__(self, batch):
+        interpreter = self._interpreter(batch.shape)
+        interpreter.set_tensor(self._source, batch)
+        interpreter.invoke()
+        return interpreter.get_tensor(self._target)
+
+    def predict(self, images, batch_size):
+        return in_batches(self, images, batch_size)
+
+    def _executed(self, batch_shape):
+        """The fields of a kernels.Primitive for each layer; its kernel says who computes it.
+
+        INT8 is a layer whose data and weights are both int8; its shapes and biases are int32.
+        """
+        # what the graph executes is told by no public method
+        operations = self._interpreter(batch_shape)._get_ops_details()
+        delegated, rows = _delegated(operations), []
+        for operation in operations:
+            if operation["op_name"] in self.LAYERS:
+                types = {np.dtype(kind).name for kind in operation["operand_types"]}
+                weights = "s8" if types <= {"int8", "int32"} else "f32"
+                who = "XNNPACK" if operation["index"] in delegated else "LiteRT"
+                rows.append(["layer", weights, f"{who} {operation['op_name']}", "", None])
+        return rows
+
+    def kernels(self, call):
+        call()
+        rows = self._executed(next(reversed(self._interpreters)))
+        return {"ms": None, "primitives": rows, "source": "LiteRT's graph"}
+
+
+def _delegated(operations):
+    """The indices of LiteRT's operations that a delegate computes instead.
+
+    A delegate is an operation of its own in the list: it computes all that leads from its inputs
+    to its outputs.
+    """
+    makers = {
+        tensor: operation
+        for operation in operations
+        for tensor in operation["outputs"]
+        if operation["op_name"] != "DELEGATE"
+    }
+    delegated = set()
+    for delegate in operations:
+        if delegate["op_name"] != "DELEGATE":
+            continue
+        given, waiting = set(delegate["inputs"]), list(delegate["outputs"])
+        while waiting:
+            tensor = waiting.pop()
+            maker = makers.get(tensor)
+            if maker and tensor not in given and maker["index"] not in delegated:
+                delegated.add(maker["index"])
+                waiting += list(maker["inputs"])
+    return delegated
+
+
+RUNTIMES = {
+    "tensorflow": TensorFlow,
+    "openvino": OpenVINO,
+    "onnxruntime": OnnxRuntime,
+    "litert": LiteRT,
+}
