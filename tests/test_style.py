@@ -66,8 +66,10 @@ def text_of(path):
     return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
-def anchor(heading):
-    """The name that GitHub gives a heading."""
+def anchor(heading, path):
+    """The name that GitHub gives a heading of a page, Jupyter and nbconvert one of a notebook."""
+    if path.suffix == ".ipynb":
+        return heading.replace(" ", "-")
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -86,7 +88,7 @@ def test_links_lead_somewhere(path):
         assert target.exists(), link
         if place:
             headings = re.findall(r"^#+ (.+)$", text_of(target), re.M)
-            assert place in map(anchor, headings), link
+            assert place in [anchor(heading, target) for heading in headings], link
 
 
 def test_every_page_is_linked_from_the_first():
