@@ -342,7 +342,8 @@ def test_what_notebook_08_makes_can_be_handed_in(finished, challenge, monkeypatc
         return benchmark.Candidate("FP32", fp32), None
 
     monkeypatch.setattr(challenge.benchmark, "candidates", two)
-    (tmp_path / "own").symlink_to(finished / "own")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "models").symlink_to(finished / "own" / "models")
     measured = challenge.measure(finished / "own" / "models" / "int8.pb", tmp_path, limit=1)
     (accuracy, said), (kernels, ran), _ = challenge.verdicts(measured)
     assert accuracy and re.search(r"9\d\.\d\d % of the test images", said)
