@@ -202,6 +202,25 @@ def test_the_glossary_has_the_words_of_the_trade():
     assert "## Kernel names" in GLOSSARY.read_text()
 
 
+def kernel_names():
+    """The names of INT8 kernels in the stored outputs."""
+    outputs = [
+        out for path in BOOKS for c in nbformat.read(path, 4).cells for out in c.get("outputs", [])
+    ]
+    lines = "".join(str(out.get("text", "")) for out in outputs)
+    return set(re.findall(r"^(?:.* weights )?s8 +([\w+]+:[\w+:]+)", lines, re.M))
+
+
+def test_the_glossary_takes_every_kernel_name_apart_that_a_notebook_shows():
+    table = GLOSSARY.read_text().partition("## Kernel names")[2]
+    known = {word.strip(":") for word in re.findall(r"`([^`]+)`", table)}
+    names = kernel_names()
+    parts = {part for name in names for part in re.split("[:+]", name)}
+    assert (
+        names and {part for part in parts if re.sub("_(1x1|dw)$", "", part) not in known} == set()
+    )
+
+
 def between(book):
     """The number of a prose cell that stands between two runs which together are out of breath."""
     kinds = "".join("c" if cell.cell_type == "code" else "m" for cell in book.cells)
