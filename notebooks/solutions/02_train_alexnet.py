@@ -14,7 +14,10 @@ def exercise_1(output):
 
     folder = output / "fashion"
     folder.mkdir(parents=True, exist_ok=True)
-    (x, y), (x_test, y_test) = tf.keras.datasets.fashion_mnist.load_data()
+    try:
+        (x, y), (x_test, y_test) = tf.keras.datasets.fashion_mnist.load_data()
+    except Exception as error:  # Keras raises a bare Exception when a download fails
+        raise UserError(f"Keras could not download Fashion-MNIST ({error}).") from error
     data = folder / "fashion.npz"
     np.savez(data, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
     parameters = {"profile": "quick", "output": str(folder), "data_path": str(data)}
