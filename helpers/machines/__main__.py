@@ -106,7 +106,7 @@ def show(group, options, names):
         print(textwrap.fill(group.mixture, 110))
     for size in group.sizes:
         if not options.batch_size or size in options.batch_size:
-            print(f"\nBatch {size}")
+            print(f"\nBatch {size}: images/s (per core), ratios [interval]")
             print(table.text(group, size, names, options.sort, options.top))
     print(table.instances_line(group))
     for sentence in lessons.lessons(group, page.quoted(group, options.batch_size)):

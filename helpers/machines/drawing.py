@@ -143,7 +143,7 @@ def _bars(axes, entries, columns, size, what):
             axes.barh(y, value, height=step * 0.92, color=_colour(name))
             axes.plot([low, high], [y, y], color="black", lw=1.2, marker="|", ms=5)
             _beside(axes, number(value), (high, y))
-    told = [plain(f"{known[entry.file]}\n{entry.kind}") for entry in entries]
+    told = [plain(f"{known[id(entry)]}\n{entry.kind}") for entry in entries]
     axes.set_yticks(range(len(entries)), told, fontsize=11)
     axes.set_ylim(len(entries) - 0.4, -0.6)
     axes.margins(x=0.12)
@@ -196,7 +196,7 @@ def alt_of(title, group, size, what, columns, entries):
     for entry in entries[:ONE_BY_ONE]:
         found = {name: values_of(entry, name, size, what) for name in columns}
         values = ", ".join(f"{name} {number(value[0])}" for name, value in found.items() if value)
-        told.append(f"{known[entry.file]} ({entry.kind}): {values}")
+        told.append(f"{known[id(entry)]} ({entry.kind}): {values}")
     more = f"; and {len(entries) - len(told)} more" if len(entries) > len(told) else ""
     return f"Chart of {group.key['model']} at batch {size}. {title}. {'; '.join(told)}{more}."
 
@@ -246,9 +246,11 @@ def _beside(axes, text, place):
 
 def travel_title(found):
     """The finding of `draw_travel`, from what `lessons.travelling` gives."""
-    verdicts = {lessons.travels(values) for values in found.values()}
-    if verdicts == {"less"}:
+    verdicts = [lessons.travels(values) for values in found.values()]
+    if set(verdicts) == {"less"}:
         return "Ratios differ less between machines than times"
-    if verdicts == {"more"}:
+    if set(verdicts) == {"more"}:
         return "Here ratios differ more between machines than times"
-    return "Ratios are not shown to differ less than all times"
+    if len(found) == 1:
+        return lessons.words(*found.values()).replace("it differs", "The ratio differs", 1)
+    return f"Ratios differ less than times in {verdicts.count('less')} of {len(found)} rows"

@@ -149,17 +149,14 @@ def ordered(entries, name, size, by="throughput"):
 
 
 def labels(entries):
-    """{file: label} of machines: CPU and cores, with a number where several would be the same."""
-    plain = {
-        entry.file: f"{entry.cpu}, {entry.cores} core{'s' * (entry.cores > 1)}" for entry in entries
-    }
-    kinds = {entry.file: entry.kind for entry in entries}
-    counts = Counter((plain[file], kinds[file]) for file in plain)
+    """{id(entry): label}: CPU and cores, with a number where several would be the same."""
+    plain = [f"{e.cpu}, {e.cores} core{'s' * (e.cores > 1)}" for e in entries]
+    counts = Counter((label, e.kind) for label, e in zip(plain, entries))
     seen, told = Counter(), {}
-    for file, label in plain.items():
-        same = label, kinds[file]
+    for label, entry in zip(plain, entries):
+        same = label, entry.kind
         seen[same] += 1
-        told[file] = f"{label} #{seen[same]}" if counts[same] > 1 else label
+        told[id(entry)] = f"{label} #{seen[same]}" if counts[same] > 1 else label
     return told
 
 

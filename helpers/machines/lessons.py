@@ -74,19 +74,18 @@ def with_(kind):
     return f"CPUs with {kind}" if kind != "no AVX2" else "CPUs without AVX2"
 
 
-def lessons(group, size):
-    """Every sentence that a group shows at a batch size; all that is there, nothing else."""
+def topics(group, size):
+    """What a group shows at a batch size: {topic: sentences}, a topic without any left empty."""
     parts = by_kind(group.at(size))
-    found = [
-        gains(parts, group, size),
-        vnni(parts, group, size),
-        amx(parts, group, size),
-        wider(parts, group, size),
-        core(parts, group, size),
-        *travel(parts, group, size),
-        *caps(parts, group, size),
-    ]
-    return [sentence for sentence in found if sentence]
+    single = {"gains": gains, "vnni": vnni, "amx": amx, "wider": wider, "core": core}
+    found = {topic: [say(parts, group, size)] for topic, say in single.items()}
+    found |= {"travel": travel(parts, group, size), "caps": caps(parts, group, size)}
+    return {topic: list(filter(None, sentences)) for topic, sentences in found.items()}
+
+
+def lessons(group, size):
+    """Every sentence that a group shows at a batch size, in the order of `topics`."""
+    return [sentence for sentences in topics(group, size).values() for sentence in sentences]
 
 
 def _ratios(parts, group, size):
@@ -125,8 +124,8 @@ def vnni(parts, group, size):
     )
     if here.low > VNNI_ALONE:
         share += (
-            f"{number(here.median)} is more, so FP32 loses time with something else, too, such as "
-            "bringing four times the bytes."
+            f"{number(here.median)} is more, so something besides it helps INT8, such as a quarter "
+            "of the bytes to bring."
         )
     else:
         share += f"{here.median / VNNI_ALONE:.0%} of that arrive."
@@ -138,6 +137,8 @@ def vnni(parts, group, size):
         + {
             "more": f"Without it INT8 takes three instructions for that and gains less, "
             f"{number(other.median)}.",
+            "less": f"Yet CPUs without it gain more here, {number(other.median)}: something else "
+            "than the instruction decides.",
             "alike": "These files do not show that it gains more than CPUs without it: the ranges "
             "overlap.",
         }[here.against(other)]
@@ -324,6 +325,13 @@ def travels(found):
     return words.pop() if words in ({"less"}, {"more"}) else "alike"
 
 
+def words(found):
+    """How far the ratio differs beside each of the speeds, in words."""
+    *speeds, ratio = found
+    told = [f"{beside(found[ratio], found[name])} that of {name}" for name in speeds]
+    return f"it differs {' and '.join(told)}"
+
+
 def travelling(parts, group, size):
     """{which machines: spreads} of each kind with two machines or more, and of all kinds."""
     real = {kind: members for kind, members in parts.items() if not kind.endswith(" by cap")}
@@ -353,7 +361,7 @@ def _travel(which, found, group, size):
     verdict = {
         "less": "it travels better than the times",
         "more": "it travels worse than the times",
-        "alike": f"{beside(ratio, found[base])} {base}, {beside(ratio, found[name])} {name}",
+        "alike": words(found),
     }[travels(found)]
     return (
         f"Between {which} the throughput of {base} at batch {size} differs by "

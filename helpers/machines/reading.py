@@ -283,16 +283,21 @@ def read(paths):
 
 
 def found(paths):
-    """(name to show, path, whether it was named itself) of every file, each once."""
-    seen = set()
-    for given in map(Path, paths):
+    """(name to show, path, whether it was named itself) of every file, each once.
+
+    The name is the path from the folder where only one was given; of a long one the end.
+    """
+    seen, paths = set(), [Path(path) for path in paths]
+    for given in paths:
         inside = [given] if not given.is_dir() else _json_below(given)
         for path in inside:
             real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
-                name = _plain(str(path if path == given else path.relative_to(given)))
-                yield name, path, path == given
+                alone = len(paths) == 1 and path != given
+                name = str(path.relative_to(given) if alone else path)
+                name = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+                yield _plain(name), path, path == given
 
 
 def _json_below(folder):

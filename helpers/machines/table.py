@@ -37,7 +37,7 @@ def head(group, names=()):
     columns = shown(group, names)
     ratios = [name for name in columns if name != group.baseline]
     return [
-        *("machine", "has", *(f"{name} img/s (per core)" for name in columns)),
+        *("machine", "has", *(f"{name} (core)" for name in columns)),
         *(f"{name} / {group.baseline}" for name in ratios),
         *("resolved", "file"),
     ]
@@ -64,13 +64,16 @@ def lines(group, size, names=(), by="throughput"):
     known = labels(group.entries)
     candidate = (shown(group, names) or [group.candidate])[-1]
     sorted_ = ordered(group.at(size), candidate, size, by)
-    return [line(entry, known[entry.file], group, size, names) for entry in sorted_]
+    return [line(entry, known[id(entry)], group, size, names) for entry in sorted_]
 
 
-def text(group, size, names=(), by="throughput", most=None):
-    """The table of a group at a batch size as lines of text, at most `most` machines of it."""
+def text(group, size, names=(), by="throughput", most=None, files=True):
+    """The table of a group at a batch size as lines of text, at most `most` machines of it.
+
+    Images/s, in round brackets those per physical core; ratios with their intervals.
+    """
     rows = lines(group, size, names, by)
-    told = [head(group, names), *rows[:most]]
+    told = [row if files else row[:-1] for row in (head(group, names), *rows[:most])]
     widths = [max(map(len, column)) for column in zip(*told)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in told]
     if most is not None and len(rows) > most:

@@ -21,7 +21,7 @@ from helpers import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
-PATHS = ("data", "data_path", "model")  # parameters of notebooks that are paths
+PATHS = ("data", "data_path", "model", "results")  # parameters of notebooks that are paths
 
 
 def notebooks(words=()):
@@ -56,6 +56,9 @@ def parse(arguments):
         default=[],
         metavar=("NAME", "VALUE"),
         help="a parameter of the chosen notebooks, as -p weights random; may be repeated",
+    )
+    parser.add_argument(
+        "--contribute", action="store_true", help="this machine's full result into results/"
     )
     parser.add_argument("--list", action="store_true", help="show the notebooks and stop")
     return parser.parse_args(arguments)
@@ -243,6 +246,10 @@ def main(arguments=None):
     if unknown:
         print(f"No notebook has '{unknown[0]}' in its name. There are:\n{listing()}")
         return 2
+    if options.contribute:
+        from helpers.run import contribute
+
+        return contribute.run(options, [path.stem for path in chosen], main)
     output = Path(os.path.abspath(options.output or ROOT / "outputs"))
     held = lock(output)
     # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
