@@ -55,11 +55,6 @@ def run(options):
         print(f"Left out: {sentence}.")
     if known.others:
         print(f"Other JSON in the folders, no results: {known.others} files.")
-    if not known.entries:
-        raise UserError(
-            "There is no result to compare. Give a result.json, or a folder that holds some, such "
-            "as results/ or outputs/."
-        )
     entries = chosen(known.entries, options.model, options.batch_size, options.kind)
     parts = groups(entries, options.mix)
     names = _known(options.candidate, parts)

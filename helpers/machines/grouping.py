@@ -116,6 +116,11 @@ def chosen(entries, models=(), sizes=(), kinds=()):
 
     Raises UserError that says what there is, where nothing is left.
     """
+    if not entries:
+        raise UserError(
+            "There is no result to compare. Give a result.json, or a folder that holds some, such "
+            "as results/ or outputs/."
+        )
     left = [
         entry
         for entry in entries
@@ -123,7 +128,7 @@ def chosen(entries, models=(), sizes=(), kinds=()):
         and (not sizes or set(sizes) & set(entry.sizes))
         and (not kinds or any(entry.kind.lower().startswith(kind.lower()) for kind in kinds))
     ]
-    if entries and not left:
+    if not left:
         raise UserError(
             "No result is left of this choice. There are the models "
             f"{_listed(sorted({entry.result.model for entry in entries}))}; batch sizes "

@@ -97,15 +97,13 @@ def _ratios(parts, group, size):
 def gains(parts, group, size):
     """What INT8 gains on each kind of CPU."""
     found = _ratios(parts, group, size)
-    told = [f"{value} on {with_(kind)} ({results(value.count)})" for kind, value in found.items()]
-    if not told:
+    if not found:
         return None
+    told = [f"{value} on {with_(kind)} ({results(value.count)})" for kind, value in found.items()]
+    told[0] = told[0].replace("]", f"] times the throughput of {group.baseline}", 1)
     many = any(value.count >= MANY for value in found.values())
     brackets = f" In brackets: the middle 80 % of {MANY} results or more." if many else ""
-    return (
-        f"{group.candidate} gives, times the throughput of {group.baseline} at batch {size}: "
-        f"{'; '.join(told)}.{brackets}"
-    )
+    return f"At batch {size} {group.candidate} gives {'; '.join(told)}.{brackets}"
 
 
 def _is_int8(group):
@@ -328,7 +326,7 @@ def travels(found):
 def words(found):
     """How far the ratio differs beside each of the speeds, in words."""
     *speeds, ratio = found
-    told = [f"{beside(found[ratio], found[name])} that of {name}" for name in speeds]
+    told = [f"{beside(found[ratio], found[name])} {name}'s speed" for name in speeds]
     return f"it differs {' and '.join(told)}"
 
 

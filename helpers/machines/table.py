@@ -1,10 +1,12 @@
 """Results as rows: a table for people, one line per machine, and a CSV with everything."""
 
 import csv
+from statistics import median
 
 from helpers import files
 from helpers.figures import number
-from helpers.machines.grouping import VERSIONS, by_kind, labels, ordered
+from helpers.machines import lessons
+from helpers.machines.grouping import VERSIONS, by_kind, chosen, groups, labels, ordered
 from helpers.machines.reading import kind_of
 
 NONE = "–"
@@ -100,6 +102,41 @@ def kinds_line(entries):
     parts = [f"{len(members)} with {kind}" for kind, members in by_kind(entries).items()]
     results = "1 result" if len(entries) == 1 else f"{len(entries)} results"
     return f"{results}: {', '.join(parts)}."
+
+
+HEADLINES = ("AMX", "VNNI", "AVX2 only")
+
+
+def headline(entries, model, mix=("commit",)):
+    """The kinds of CPU side by side, as a table in Markdown, of the largest group of a model.
+
+    A kind that nobody has measured is in it without figures. Of several results of a kind the
+    median; capped ones are left out. Raises UserError where no result is of that model.
+    """
+    group = groups(chosen(entries, [model]), mix)[0]
+    size, parts = group.sizes[-1], by_kind(group.entries)
+    ratios = [name for name in group.names if name != group.baseline]
+    columns = [f"{name}, images/s" for name in group.names]
+    columns += [f"{name} / {group.baseline}" for name in ratios]
+    rows = [["CPU with", "measured on", *columns], ["---"] * (2 + len(columns))]
+    real = [kind for kind in parts if not kind.endswith(" by cap")]
+    for kind in dict.fromkeys([*HEADLINES, *real]):
+        rows.append(_headline_row(group, kind, parts.get(kind), size, ratios))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _headline_row(group, kind, members, size, ratios):
+    if not members:
+        return [kind, "nobody yet: no file in results/", *[""] * (len(group.names) + len(ratios))]
+    known = sorted(set(labels(members).values()))
+    speeds = [[e.batch(name, size) for e in members] for name in group.names]
+    cells = [[batch.throughput_fps for batch in found if batch] for found in speeds]
+    gains = [lessons.ratios(members, name, size) for name in ratios]
+    return [
+        *(kind, "; ".join(known[:3]) + ("; …" if len(known) > 3 else "")),
+        *(number(median(found)) if found else NONE for found in cells),
+        *(str(gain) if gain else NONE for gain in gains),
+    ]
 
 
 def records(entries, sizes=(), names=()):
