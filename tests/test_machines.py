@@ -181,7 +181,8 @@ def test_names_from_elsewhere_harm_neither_page_nor_table_nor_spreadsheet(tmp_pa
     status, out = told(tmp_path / "in", capsys)
     assert status == 0 and "\x1b" not in out and "y" * 90 not in out
     assert "<script" not in (tmp_path / "made" / "index.html").read_text()
-    assert "'=HYPERLINK" in (tmp_path / "made" / "machines.csv").read_text()
+    rows = list(csv.DictReader(open(tmp_path / "made" / "machines.csv")))
+    assert rows[0]["cpu"].startswith("'=HYPERLINK(1) <script>") and len(rows[0]["cpu"]) < 90
 
 
 MIXTURES = [
@@ -282,6 +283,16 @@ def test_vnni_is_said_to_gain_more_where_the_files_show_it(tmp_path):
     [more] = said(tmp_path / "more", changed(ZEN4, times=1.3))["vnni"]
     assert "4.92 is more" in more and "without it" not in more.lower()
     assert not said(tmp_path / "none", ZEN3)["vnni"]
+
+
+def test_a_single_odd_result_among_many_does_not_decide(tmp_path):
+    odd, many = changed(ZEN4, times=0.5), [changed(ZEN4, fps=1 + n / 100) for n in range(11)]
+    few = said(tmp_path / "few", odd, *many[:3], ZEN3)
+    assert "do not show that it gains more" in few["vnni"][0]
+    here = said(tmp_path / "many", odd, *many, ZEN3)
+    assert "gains less, 2.42" in here["vnni"][0]
+    assert "3.78 [3.71 - 3.82]" in here["gains"][0] and "the middle 80 %" in here["gains"][0]
+    assert "their ratio by 1:" in here["travel"][0]
 
 
 def test_of_amx_nothing_is_said_but_by_files_of_amx(tmp_path):
