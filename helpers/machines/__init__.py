@@ -4,8 +4,12 @@
 is `python -m helpers.machines`.
 """
 
+from pathlib import Path
+
 from helpers.machines import drawing, lessons, page, table
 from helpers.machines.grouping import chosen, groups
 from helpers.machines.reading import Files, read
 
-__all__ = ["Files", "chosen", "drawing", "groups", "lessons", "page", "read", "table"]
+RESULTS = Path(__file__).resolve().parents[2] / "results"  # the measured ones of this package
+
+__all__ = ["RESULTS", "Files", "chosen", "drawing", "groups", "lessons", "page", "read", "table"]

@@ -9,10 +9,9 @@ import os
 from pathlib import Path
 
 from helpers import UserError, files, machine
-from helpers.machines import sharing
+from helpers.machines import RESULTS, sharing
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "results"
+ROOT = RESULTS.parent
 BOOKS = {"alexnet": ["02_", "03_", "04_"], "resnet50": ["05_"]}  # what measures each, in order
 
 
