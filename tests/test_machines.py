@@ -433,7 +433,7 @@ def test_up_to_a_dozen_machines_have_a_bar_each_in_the_colours_of_all_figures(tm
     figure, _ = drawing.draw(group, 32, "speed")
     [axes] = figure.axes
     assert len(axes.get_yticklabels()) == 6 and len(axes.patches) == 3 * 5 + 2
-    assert axes.get_title(loc="left").startswith("INT8 does 125 images/s with VNNI, 41.3 with AVX2")
+    assert figure.get_suptitle().startswith("INT8 does 125 images/s with VNNI, 41.3 with AVX2")
     cores = group_of(tmp_path / "cores", ZEN4, changed(ZEN3, settings__threads=1), mix=["threads"])
     figure, _ = drawing.draw(cores, 32, "speed")
     assert "per core" in figure.axes[0].get_xlabel()

@@ -5,6 +5,7 @@ of its kind of CPU, with the median of the kind and the range of the middle 80 %
 """
 
 import functools
+import textwrap
 from statistics import median
 
 import numpy as np
@@ -37,8 +38,9 @@ def figure(width, height, title, below):
 
     made = Figure(figsize=(width, height))
     axes = made.subplots()
-    axes.set_title(plain(title), fontsize=15, fontweight="bold", loc="left", pad=26)
-    axes.text(*(0, 1.02, plain(below)), transform=axes.transAxes, color=figures.DARK, fontsize=10)
+    told = plain(textwrap.fill(title, 72))
+    made.suptitle(told, x=0.01, ha="left", fontsize=15, fontweight="bold")
+    axes.set_title(plain(below), loc="left", fontsize=10, color=figures.DARK)
     return made, axes
 
 
@@ -88,8 +90,7 @@ def draw(group, size, what, names=(), by="throughput"):
         f"{_unit(what, group.baseline)} ({_reading(what, rows is entries)})", fontsize=11
     )
     axes.set_xlim(left=0)
-    _references(axes, entries, columns, what)
-    _legend(axes, columns)
+    _legend(axes, columns, _references(axes, entries, columns, what))
     return made, alt_of(title, group, size, what, columns, entries)
 
 
@@ -99,15 +100,14 @@ def _unit(what, baseline):
 
 
 def _references(axes, entries, columns, what):
-    """Lines at 1, and at what VNNI alone can give where a CPU has it."""
+    """Lines at 1, and at what VNNI alone can give where a CPU has it; those for the legend."""
     if what != "ratio":
-        return
+        return []
     axes.axvline(1, color=figures.DARK, lw=1, ls=":")
-    if columns[-1] == "INT8" and any(entry.kind == "VNNI" for entry in entries):
-        axes.axvline(lessons.VNNI_ALONE, color=figures.DARK, lw=1, ls="--")
-        text = "VNNI's\ninstruction alone "
-        place = (lessons.VNNI_ALONE, axes.get_ylim()[0])
-        figures.note(axes, text, place, up=3, ha="right", fontsize=9, color=figures.DARK)
+    if columns[-1] != "INT8" or not any(entry.kind == "VNNI" for entry in entries):
+        return []
+    text = "VNNI's\ninstruction\nalone"
+    return [axes.axvline(lessons.VNNI_ALONE, color=figures.DARK, lw=1, ls="--", label=text)]
 
 
 def _reading(what, one_by_one):
@@ -118,11 +118,11 @@ def _reading(what, one_by_one):
     return "more is better; line: interval of the median"
 
 
-def _legend(axes, columns):
+def _legend(axes, columns, lines):
     from matplotlib.patches import Patch
 
     known = [Patch(color=_colour(name), label=plain(name)) for name in columns]
-    axes.legend(handles=known, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=11)
+    axes.legend(handles=[*known, *lines], loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=11)
 
 
 def _colour(name):

@@ -70,7 +70,7 @@ def results(count):
 def with_(kind):
     """How a kind of CPU stands in a sentence."""
     if kind.endswith(" by cap"):
-        return f"oneDNN capped to {kind.removesuffix(' by cap')}"
+        return f"CPUs capped to {kind.removesuffix(' by cap').removesuffix(' only')}"
     return f"CPUs with {kind}" if kind != "no AVX2" else "CPUs without AVX2"
 
 
