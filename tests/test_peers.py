@@ -11,7 +11,7 @@ import tensorflow as tf
 from conftest import SHAPE, images
 
 from helpers import UserError, benchmark, graphs
-from helpers.benchmark import __main__, peers, report, runtimes
+from helpers.benchmark import __main__, measurement, peers, report, runtimes
 from helpers.benchmark.candidate import PEERS, environment
 
 needs_peers = pytest.mark.skipif(
@@ -150,15 +150,20 @@ def test_models_are_made_once_and_again_for_other_images(small, made, monkeypatc
 
     monkeypatch.setattr(peers, "_make", refuse)
     assert peers.candidates(small["fp32"], images(16, seed=1), folder) == first
-    with pytest.raises(UserError, match="made openvino"):
-        peers.candidates(small["fp32"], images(16, seed=2), folder)
+    again = peers.candidates(small["fp32"], images(16, seed=2), folder)
+    assert [peer.refused for peer in again] == [f"made {runtime}" for runtime in peers.NAMES]
 
 
 @needs_peers
-def test_a_model_that_cannot_be_made_is_told_with_its_log(small, tmp_path):
-    with pytest.raises(UserError, match=r"OpenVINO INT8 was not made .*openvino\.log"):
-        peers.candidates(small["fp32"], np.zeros((4, 5, 5, 3), np.float32), tmp_path)
+def test_a_peer_that_cannot_make_its_model_is_left_out_with_its_log(small, made, tmp_path):
+    images = np.zeros((4, 5, 5, 3), np.float32)
+    refused = peers._candidate("openvino", small["fp32"], images, tmp_path, (None, None))
+    assert re.match(r"OpenVINO INT8 was not made .*openvino\.log", refused.refused)
     assert not list(tmp_path.glob("*.xml")) and not list(tmp_path.glob(".*"))
+    chosen = [benchmark.Candidate("FP32", small["fp32"]), refused, made[0][-1]]
+    ready, failed = measurement.ready_to_start(chosen)
+    assert [one.name for one in ready] == ["FP32", "LiteRT INT8"]
+    assert failed == {"OpenVINO INT8": refused.refused}
 
 
 @needs_peers

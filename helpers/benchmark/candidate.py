@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import UserError, machine
 
 ROOT = Path(__file__).resolve().parents[2]
-PEERS = ROOT / "env_peers"  # the environment of OpenVINO and ONNX Runtime (./set_env.sh --peers)
+PEERS = ROOT / "env_peers"  # the environment of the other runtimes (./set_env.sh --peers)
 BF16_KNOBS = {
     "ITEX_AUTO_MIXED_PRECISION": "1",
     "ITEX_AUTO_MIXED_PRECISION_DATA_TYPE": "BFLOAT16",
@@ -32,7 +32,8 @@ class Candidate:
     logical CPUs of each of several processes that work at the same time; () is one process with
     all threads, not pinned. Models of another `runtime` are made by helpers.benchmark.peers.
     `variants` are other ways to run the same: at each batch size the fastest of all is measured.
-    One that is not `required` may fail: then it is left out, and the result says why.
+    One that is not `required` may fail: then it is left out, and the result says why; `refused`
+    says so of one that has no model.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Candidate:
     variants: list = field(default_factory=list)
     required: bool = True
     options: dict = field(default_factory=dict)
+    refused: str = ""
 
     def __post_init__(self):
         self.graph = self.graph and Path(self.graph)

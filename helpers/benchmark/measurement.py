@@ -105,6 +105,8 @@ def ready_to_start(chosen):
     for candidate in chosen:
         try:
             refuse_bf16(candidate)
+            if candidate.refused:
+                raise UserError(candidate.refused)
             ready.append(candidate)
         except UserError as error:
             if candidate.required:

@@ -54,27 +54,32 @@ def absent():
 
 
 def candidates(fp32, images, folder, input_name=None, output_name=None):
-    """The peers' INT8 models of the frozen graph `fp32`, as Candidates that may fail.
+    """The peers' INT8 models of the frozen graph `fp32`, as Candidates that may fail or be refused.
 
     `images` (N, …) are calibrated on: give what INC gets. The models lie in `folder` under the
-    digest of all they depend on, and are made where they are missing. Raises UserError when
-    env_peers/ is absent (`absent` tells before) or a model cannot be made.
+    digest of all they depend on, and are made where they are missing; a peer that cannot make its
+    own is refused. Raises UserError when env_peers/ is absent (`absent` tells before).
     """
     if absent():
         raise UserError(absent())
     fp32, folder = Path(fp32), Path(folder)
     graphs.read_graph(fp32)  # with its error where it is missing or no graph
     images = np.ascontiguousarray(images)
-    peers = []
-    for runtime, name in NAMES.items():
-        ways = []
-        for variant, (making, running) in VARIANTS[runtime].items():
-            path = _model(runtime, fp32, images, folder, (input_name, output_name), making)
-            way = {"options": running, "variant": variant, "required": False}
-            ways.append(Candidate(name, path, runtime=runtime, **way))
-        ways[0].variants = ways[1:]
-        peers.append(ways[0])
-    return peers
+    names = input_name, output_name
+    return [_candidate(runtime, fp32, images, folder, names) for runtime in NAMES]
+
+
+def _candidate(runtime, fp32, images, folder, names):
+    """A peer with its variants; refused, with the reason, where a model of it cannot be made."""
+    ways, same = [], {"name": NAMES[runtime], "runtime": runtime, "required": False}
+    for variant, (making, running) in VARIANTS[runtime].items():
+        try:
+            path = _model(runtime, fp32, images, folder, names, making)
+        except UserError as error:
+            return Candidate(graph=None, refused=str(error), **same)
+        ways.append(Candidate(graph=path, options=running, variant=variant, **same))
+    ways[0].variants = ways[1:]
+    return ways[0]
 
 
 def _model(runtime, fp32, images, folder, names, making):
