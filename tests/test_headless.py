@@ -28,7 +28,7 @@ def checkout(tmp_path_factory):
     copy.mkdir()
     for name in ("run_all.sh", "set_env.sh", "requirements.txt"):
         shutil.copy(ROOT / name, copy)
-    for name in ("environments", "helpers", "notebooks"):
+    for name in ("environments", "helpers", "notebooks", "results"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     # from the Python behind the environment of the tests, wherever that came from
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -73,7 +73,10 @@ def anchor(heading, path):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *cli.notebooks()]
+PAGES = [
+    *(path for where in ("", "docs/", "results/") for path in sorted(ROOT.glob(f"{where}*.md")))
+]
+PAGES += cli.notebooks()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -43,7 +43,11 @@ def parse(arguments):
     add("--fp32", required=True, type=Path, help="frozen FP32 graph (.pb)")
     add("--int8", required=True, type=Path, help="frozen INT8 graph (.pb)")
     add("--bf16", action="store_true", help="also the FP32 graph under auto mixed precision")
-    add("--peers", action="store_true", help="also OpenVINO and ONNX Runtime (set_env.sh --peers)")
+    add(
+        "--peers",
+        action="store_true",
+        help="also OpenVINO, ONNX Runtime, LiteRT (needs env_peers/)",
+    )
     add("--calibration", type=Path, help="images for --peers as .npy; default: dummy images")
     add("--settings", type=Path, metavar="FILE", help="threads, batch sizes, knobs of notebook 06")
     add("--batch-size", type=positive(int), nargs="+", metavar="N", help="default: 1 32")

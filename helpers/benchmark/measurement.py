@@ -301,7 +301,7 @@ class bar:
     """A progress bar of the time that measuring may take; it ends early where all is resolved."""
 
     def __init__(self, shown):
-        from tqdm import tqdm  # not in env_peers/, whose worker imports this package
+        from tqdm import tqdm
 
         self.steps = tqdm(
             total=100,

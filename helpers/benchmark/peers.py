@@ -53,12 +53,13 @@ def absent():
     )
 
 
-def candidates(fp32, images, folder, input_name=None, output_name=None):
+def candidates(fp32, images, folder, input_name=None, output_name=None, runtimes=tuple(NAMES)):
     """The peers' INT8 models of the frozen graph `fp32`, as Candidates that may fail or be refused.
 
-    `images` (N, …) are calibrated on: give what INC gets. The models lie in `folder` under the
-    digest of all they depend on, and are made where they are missing; a peer that cannot make its
-    own is refused. Raises UserError when env_peers/ is absent (`absent` tells before).
+    `runtimes` are of NAMES. `images` (N, …) are calibrated on: give what INC gets. The models lie
+    in `folder` under the digest of all they depend on, and are made where they are missing; a peer
+    that cannot make its own is refused. Raises UserError when env_peers/ is absent (`absent` tells
+    before).
     """
     if absent():
         raise UserError(absent())
@@ -66,7 +67,7 @@ def candidates(fp32, images, folder, input_name=None, output_name=None):
     graphs.read_graph(fp32)  # with its error where it is missing or no graph
     images = np.ascontiguousarray(images)
     names = input_name, output_name
-    return [_candidate(runtime, fp32, images, folder, names) for runtime in NAMES]
+    return [_candidate(runtime, fp32, images, folder, names) for runtime in runtimes]
 
 
 def _candidate(runtime, fp32, images, folder, names):

@@ -322,7 +322,8 @@ def _bars(axes, title, names, values, spans, lower_is_better):
         "lower is better" if lower_is_better else "higher is better", color=figures.DARK
     )
     axes.margins(y=0.16)
-    axes.tick_params(axis="x", labelsize=12 if len(names) < 5 else 11, length=0)
+    size = 12 if len(names) < 5 else 11 if len(names) == 5 else 9
+    axes.tick_params(axis="x", labelsize=size, length=0)
 
 
 def draw(result):

@@ -90,7 +90,7 @@ class Candidate(TypedDict):
     graph: str  # the file, relative to the result
     sha256: str  # of the file
     bytes: int
-    runtime: str  # tensorflow, openvino, onnxruntime
+    runtime: str  # tensorflow, openvino, onnxruntime, litert
     knobs: dict[str, str]  # variables in which it differs from the others
     environment: dict  # all variables in force that steer TensorFlow, ITEX, oneDNN, OpenMP
     instances: int  # processes that worked at the same time

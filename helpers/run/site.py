@@ -151,5 +151,8 @@ def page(copy):
 
     text, _ = HTMLExporter(raw_template=NOTEBOOK).from_filename(str(copy))
     text = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', text)  # pages link to pages
+    text = text.replace('href="../README.md#the-map"', 'href="../index.html"')
+    beside = r'<a href="(?:\.\./docs|solutions)/[^"]*">(.*?)</a>'  # is not beside the page
+    text = re.sub(beside, r"\1", text)
     with files.whole(copy.with_suffix(".html")) as part:
         part.write_text(text)
