@@ -6,7 +6,6 @@ Only the standard library is imported at the top, and the syntax is that of Pyth
 
 import argparse
 import ast
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,12 @@ from helpers import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
+ROOM = (  # docs/workshop.md has more on these
+    ("--prepare", "DIR", "make all there that a room without network needs; may be repeated"),
+    ("--copy", "FOLDER", "in a prepared room: a learner's own notebooks and models"),
+    ("--reset", "FOLDER", "that copy again as it was; changed notebooks are kept beside it"),
+    ("--seat", "K/N", "keep to the K-th of N equal shares of this machine's cores"),
+)
 PATHS = ("data", "data_path", "model")  # parameters of notebooks that are paths
 
 
@@ -58,6 +63,10 @@ def parse(arguments):
         help="a parameter of the chosen notebooks, as -p weights random; may be repeated",
     )
     parser.add_argument("--list", action="store_true", help="show the notebooks and stop")
+    say = {"action": "store_true", "help": "will it run here? in less than a minute: PASS or FAIL"}
+    parser.add_argument("--check", **say)
+    for option, metavar, text in ROOM:
+        parser.add_argument(option, metavar=metavar, help=text)
     return parser.parse_args(arguments)
 
 
@@ -142,19 +151,6 @@ def execute(path, copy, parameters):
         last = (str(error).strip().splitlines() or [""])[-1]
         return f"{path.stem}: {type(error).__name__}: {last}\nExecuted so far: {copy}"
     return None
-
-
-def lock(output):
-    """Make the output folder and hold it for this run; a second run into it is refused."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / ".lock", "w")  # open until the process ends
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(f"Another run is writing to {output}. Wait for it, or choose --output DIR.")
-    except OSError as error:
-        sys.exit(f"{output} cannot be written ({error.strerror}). Choose another: --output DIR.")
-    return file
 
 
 def summary(output, since):
@@ -244,7 +240,22 @@ def main(arguments=None):
         print(f"No notebook has '{unknown[0]}' in its name. There are:\n{listing()}")
         return 2
     output = Path(os.path.abspath(options.output or ROOT / "outputs"))
-    held = lock(output)
+    if options.check:
+        from helpers.run import preflight
+
+        return preflight.check(output)
+    from helpers.run import prepare, room
+
+    try:
+        room.sit(options.seat)
+        if options.prepare:
+            return prepare.prepare(options)
+        if options.copy or options.reset:
+            return room.serve(options)
+        output, held = room.place(options.output and output, options.seat)
+    except UserError as error:
+        print(f"Failed: {error}")
+        return 1
     # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
     # both take the way out of Ctrl-C, so that children end, too
     for number in (signal.SIGINT, signal.SIGTERM):
