@@ -209,5 +209,5 @@ def say(folder):
         f"A learner's own copy:  {folder}/run_all.sh --copy FOLDER\n"
         f"as at the beginning:   {folder}/run_all.sh --reset FOLDER\n"
         f"what to expect:        {folder}/outputs/index.html\n"
-        "On another machine: copy the folder without env_*/, then ./set_env.sh makes them from wheels/."
+        "On another machine: copy all but env_*/; ./set_env.sh makes these from wheels/."
     )
