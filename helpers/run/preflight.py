@@ -157,9 +157,9 @@ def writing(output, root):
     return text
 
 
-def ports(wanted=PORTS):
+def ports():
     """Whether Jupyter finds a port on this machine's own address."""
-    for port in wanted:
+    for port in PORTS:
         with socket.socket() as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -167,11 +167,11 @@ def ports(wanted=PORTS):
             except OSError as error:
                 reason = error.strerror
                 continue
-        if port == wanted[0]:
+        if port == PORTS[0]:
             return f"{port}, where Jupyter begins, is free."
-        return f"{wanted[0]} is taken, {port} is free: Jupyter finds one by itself and prints it."
+        return f"{PORTS[0]} is taken, {port} is free: Jupyter finds one by itself and prints it."
     raise UserError(
-        f"No port from {wanted[0]} to {wanted[-1]} is free ({reason}): see who holds them "
+        f"No port from {PORTS[0]} to {PORTS[-1]} is free ({reason}): see who holds them "
         "(ss -ltnp), or start jupyter lab --port=NUMBER with another."
     )
 

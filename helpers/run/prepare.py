@@ -140,7 +140,7 @@ def wheels(folder, name, lock):
     if copy.exists() and copy.read_bytes() == (ROOT / lock).read_bytes():
         return
     print(f"Fetching the packages of {lock} into wheels/ …", flush=True)
-    command = [ROOT / name / "bin" / "python", "-m", "pip", "download", "--quiet", "--no-input"]
+    command = [ROOT / name / "bin" / "python", "-m", "pip", "download", "-qq", "--no-input"]
     command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command += ["--require-hashes", "--dest", copy.parent, "-r", ROOT / lock]
     if subprocess.run(command, stdout=sys.stderr).returncode:
