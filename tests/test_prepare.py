@@ -50,14 +50,15 @@ def notebook(folder, name, code):
 
 def wheel(folder, text="VALUE = 1\n"):
     """A package of one module; gives its line in a lock."""
-    path = folder / "tinyroom-1.0-py3-none-any.whl"
+    path, about = folder / "tinyroom-1.0-py3-none-any.whl", "tinyroom-1.0.dist-info"
+    contents = {
+        "tinyroom.py": text,
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: tinyroom\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/RECORD": "tinyroom.py,,\n",
+    }
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {
-            "tinyroom.py": text,
-            "tinyroom-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tinyroom\nVersion: 1.0\n",
-            "tinyroom-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            "tinyroom-1.0.dist-info/RECORD": "tinyroom.py,,\n",
-        }.items():
+        for name, content in contents.items():
             archive.writestr(zipfile.ZipInfo(name), content)
     return f"tinyroom==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
