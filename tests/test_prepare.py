@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import start_new_kernel
+from jupyter_client.manager import KernelManager
 
 from helpers import UserError, machine
 from helpers.run import room
@@ -340,12 +340,14 @@ def test_a_kernelspec_finds_the_environment_and_helpers_from_anywhere(tmp_path):
     assert done.returncode == 0, done.stderr
     specs = KernelSpecManager(kernel_dirs=[str(tmp_path / "pre fix/share/jupyter/kernels")])
     (tmp_path / "elsewhere").mkdir()
-    manager, client = start_new_kernel(
-        kernel_name="int8-tutorial", kernel_spec_manager=specs, cwd=str(tmp_path / "elsewhere")
-    )
+    manager = KernelManager(kernel_name="int8-tutorial", kernel_spec_manager=specs)
+    manager.start_kernel(cwd=str(tmp_path / "elsewhere"))
+    client = manager.client()
+    client.start_channels()
     code = "import sys, tensorflow.version, helpers; print(helpers.__file__, sys.prefix)"
     printed = []
     try:
+        client.wait_for_ready(timeout=60)
         client.execute_interactive(
             code, timeout=60, output_hook=lambda m: printed.append(m["content"].get("text", ""))
         )
