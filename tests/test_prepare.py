@@ -86,7 +86,7 @@ def prepare(base, *words, index="index"):
     """--prepare from the checkout, whose environment is the tests' own."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "helpers.run", "--prepare", base / "room", *words],
-        env={**os.environ, **BORROWED, "PIP_FIND_LINKS": str(base / index)}
+        env={**os.environ, **BORROWED, "PIP_FIND_LINKS": (base / index).as_uri()}
         | {"PYTHONPATH": f"{base / 'checkout'}:{BORROWED['PYTHONPATH']}"},
         cwd="/",
         capture_output=True,
@@ -121,6 +121,7 @@ def unfinished(base):
     (base / "room/outputs").mkdir()
     (base / "room/outputs/stop").touch()
     said.append(prepare(base, "--quick"))
+    assert (base / "room/run_all.sh").exists(), said[-1].stdout + said[-1].stderr
     said.append(in_room(base, "--copy", base / "early"))
     (base / "room/outputs/stop").unlink()
     said += [states(base), prepare(base, "--quick", index="nowhere")]
