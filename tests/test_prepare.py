@@ -176,9 +176,7 @@ def set_up(folder, wheels):
     )
 
 
-def test_a_bare_checkout_is_set_up_from_the_wheels_if_they_are_those_of_its_lock(
-    prepared, tmp_path
-):
+def test_a_bare_checkout_is_set_up_from_wheels_of_its_lock(prepared, tmp_path):
     bare, other = tmp_path / "bare", tmp_path / "other wheels"
     (bare / "environments").mkdir(parents=True)
     for name in ("set_env.sh", "environments/uv.txt"):
@@ -373,3 +371,54 @@ def test_a_kernelspec_finds_the_environment_and_helpers_from_anywhere(tmp_path):
 def test_a_kernelspec_that_cannot_be_is_told(words, sentence):
     done = subprocess.run([ROOT / "set_env.sh", *words], capture_output=True, text=True)
     assert done.returncode == 1 and sentence in done.stderr
+
+
+def sections(path):
+    """{name: text} of an Apptainer recipe; what stands before the first is its head."""
+    parts = re.split(r"^%(\w+)\n", path.read_text(), flags=re.M)
+    return dict(zip(["head", *parts[1::2]], parts[::2]))
+
+
+RECIPE, DOCKERFILE = ROOT / "environments/apptainer.def", ROOT / "environments/Dockerfile"
+
+
+def carried(text, line, target):
+    """[(file of the checkout, where it comes to lie)] of the lines that copy."""
+    for words in re.findall(line, text, re.M):
+        *sources, last = words.split()
+        for source in sources:
+            yield source, target(source, last)
+
+
+@pytest.mark.parametrize("name", ["Apptainer", "Docker"])
+def test_a_container_holds_what_its_commands_need(name, tmp_path):
+    """No engine is here: what the recipe copies is put together, and its commands are tried."""
+    if name == "Docker":
+        text = DOCKERFILE.read_text()
+        copies = list(carried(text, r"^COPY (.+)$", lambda source, last: Path(last, source).name))
+        shell = "\n".join(re.findall(r"^RUN ((?:.*\\\n)*.*)$", text, re.M))
+        start = json.loads(re.search(r"^ENTRYPOINT (.+)$", text, re.M)[1])[0]
+    else:
+        parts = sections(RECIPE)
+        copies = list(carried(parts["files"], r"^ +(\S+ /opt/int8/.+)$", lambda _, x: Path(x).name))
+        shell = parts["post"]
+        start = parts["runscript"].split()[1]
+        assert subprocess.run(["bash", "-n"], input=parts["runscript"], text=True).returncode == 0
+    for source, target in copies:
+        copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+        copy(ROOT / source, tmp_path / target)
+    assert subprocess.run(["bash", "-n"], input=shell, text=True).returncode == 0
+    assert "set_env.sh" in shell and "python3.11-venv" in shell
+    assert start == "/opt/int8/run_all.sh"
+    listed = subprocess.run([tmp_path / "run_all.sh", "--list"], capture_output=True, text=True)
+    assert listed.returncode == 0 and "05_benchmark_resnet50" in listed.stdout, listed.stderr
+    for words in ([], ["--current"], ["--peers"]):  # each finds its lock, and no environment
+        done = subprocess.run(
+            [tmp_path / "set_env.sh", "--finished", *words], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_both_containers_begin_with_the_same_image():
+    image = re.search(r"^FROM (\S+)$", DOCKERFILE.read_text(), re.M)[1]
+    assert f"Bootstrap: docker\nFrom: {image}\n" in sections(RECIPE)["head"]
