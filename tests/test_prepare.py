@@ -242,6 +242,16 @@ def test_a_copy_is_one_s_own_and_reset_as_at_the_beginning(prepared, tmp_path):
     assert (folder / "outputs/alexnet/models/alexnet_fp32.pb").read_bytes() == b"weights"
 
 
+def test_a_copy_is_opened_on_the_cores_of_its_seat_and_without_ports(monkeypatch, tmp_path):
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", "/run/me")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 4})
+    end = "jupyter lab --no-browser --KernelManager.transport=ipc"
+    assert room.opening(tmp_path, ROOT)[2] == end
+    assert room.opening(tmp_path, ROOT, "3/30")[2] == f"taskset -c 4,5 {end}"
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", f"/run/{60 * 'x'}")
+    assert room.opening(tmp_path, ROOT)[2] == "jupyter lab --no-browser"
+
+
 def test_what_is_no_copy_is_not_reset(prepared, tmp_path):
     (tmp_path / "notebooks").mkdir()
     status, said = in_room(prepared, "--reset", tmp_path)

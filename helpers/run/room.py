@@ -172,13 +172,29 @@ def serve(options, room=ROOT):
         folder = Path(os.path.abspath(options.reset))
         kept = reset(folder, prepared, room)
         print(f"{folder} is as at the beginning; what was in notebooks/ is in {kept.name}/.")
-    own = sorted(os.sched_getaffinity(0))
-    pinned = f"taskset -c {','.join(map(str, own))} " if options.seat else ""
-    print(
-        f"cd '{folder}/notebooks' && source '{room}/env_intel_tf/bin/activate' && "
-        f"{pinned}jupyter lab --no-browser"
-    )
+    print(" && ".join(opening(folder, room, options.seat)))
     return 0
+
+
+def opening(folder, room, seat=None):
+    """The commands that open a copy in Jupyter, as a list."""
+    own = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    return [
+        f"cd '{folder}/notebooks'",
+        f"source '{room}/env_intel_tf/bin/activate'",
+        f"{f'taskset -c {own} ' if seat else ''}jupyter lab --no-browser{sockets()}",
+    ]
+
+
+def sockets():
+    """The option that has kernels talk through files, as " --…": two may draw the same port.
+
+    Empty where the path of such a file would have more than the 107 bytes that it may have.
+    """
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    longest = f"{jupyter_runtime_dir()}/kernel-{36 * 'x'}-ipc-5"
+    return " --KernelManager.transport=ipc" if len(os.fsencode(longest)) <= 107 else ""
 
 
 def copy(folder, prepared, room=ROOT):
