@@ -256,6 +256,12 @@ def main(arguments=None):
     except UserError as error:
         print(f"Failed: {error}")
         return 1
+    with held:
+        return headless(options, chosen, output)
+
+
+def headless(options, chosen, output):
+    """Run the chosen notebooks into a folder that is held, and sum up; the exit status."""
     # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
     # both take the way out of Ctrl-C, so that children end, too
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -278,8 +284,6 @@ def main(arguments=None):
         failed = str(error)
     except KeyboardInterrupt:
         return 130
-    finally:
-        held.close()
     if failed:
         print(f"\nFailed: {failed}")
     return 1 if failed else 0
