@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from conftest import ROOT
 from jupyter_client.kernelspec import KernelSpecManager
@@ -37,6 +39,7 @@ print("trained", profile)"""
 USE = """import json, os, time
 from pathlib import Path
 assert not Path(output, "stop").exists(), "stopped"
+time.sleep(100 if Path(output, "wait").exists() else 0)
 assert Path(output, "alexnet", "models", "alexnet_fp32.pb").read_bytes() == b"weights"
 time.sleep(1)
 seen = {"cores": len(os.sched_getaffinity(0)), "pid": os.getpid()}
@@ -86,16 +89,41 @@ def base(tmp_path_factory):
     return base
 
 
-def prepare(base, *words, index="index"):
+def preparing(base, *words, index="index"):
     """--prepare from the checkout, whose environment is the tests' own."""
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-P", "-m", "helpers.run", "--prepare", base / "room", *words],
         env={**os.environ, **BORROWED, "PIP_FIND_LINKS": (base / index).as_uri()}
         | {"PYTHONPATH": f"{base / 'checkout'}:{BORROWED['PYTHONPATH']}"},
         cwd="/",
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def prepare(base, *words, index="index"):
+    process = preparing(base, *words, index=index)
+    out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def interrupted(base):
+    """--prepare, sent SIGTERM while 03 runs: (status, what it said, processes left)."""
+    (base / "room/outputs/wait").touch()
+    process = preparing(base, "--quick")
+    end = time.monotonic() + 120
+    while not (base / "room/outputs/notebooks/states.json").exists() or "03_use" not in states(
+        base
+    ):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    out, _ = process.communicate(timeout=30)
+    _, left = psutil.wait_procs(family, timeout=10)
+    (base / "room/outputs/wait").unlink()
+    return process.returncode, out, left
 
 
 def in_room(base, *words, wait=True):
@@ -120,12 +148,13 @@ def states(base):
 
 @pytest.fixture(scope="module")
 def unfinished(base):
-    """The room after three calls: no package, a notebook that fails, all done; what each said."""
+    """The room after four calls: no package, SIGTERM, a notebook that fails, all done."""
     said = [prepare(base, "--quick", index="nowhere")]
     (base / "room/outputs").mkdir()
+    said.append(interrupted(base))
     (base / "room/outputs/stop").touch()
-    said.append(prepare(base, "--quick"))
-    assert (base / "room/run_all.sh").exists(), said[-1].stdout + said[-1].stderr
+    said.append(prepare(base, "--quick", index="nowhere"))
+    assert (base / "room/run_all.sh").exists(), said[-1].stdout
     said.append(in_room(base, "--copy", base / "early"))
     (base / "room/outputs/stop").unlink()
     said += [states(base), prepare(base, "--quick", index="nowhere")]
@@ -138,9 +167,11 @@ def prepared(base, unfinished):
 
 
 def test_what_is_not_prepared_to_the_end_is_told_and_goes_on(base, unfinished):
-    without_packages, with_failure, early, known, last = unfinished
+    without_packages, ended, with_failure, early, known, last = unfinished
     assert without_packages.returncode == 1 and "Traceback" not in without_packages.stderr
     assert "of requirements.txt could not all be fetched" in without_packages.stdout
+    assert ended[0] == 130 and "Interrupted; call --prepare again" in ended[1] and not ended[2]
+    assert "Interrupted in 03_use" in ended[1]
     assert with_failure.returncode == 1 and "AssertionError: stopped" in with_failure.stdout
     assert f"so {base / 'room'} is unfinished" in with_failure.stdout
     assert early[0] == 1 and "is no prepared room (or not to its end)" in early[1]

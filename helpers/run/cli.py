@@ -244,6 +244,10 @@ def main(arguments=None):
         from helpers.run import preflight
 
         return preflight.check(output)
+    # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
+    # both take the way out of Ctrl-C, so that children end, too
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     from helpers.run import prepare, room
 
     try:
@@ -256,16 +260,14 @@ def main(arguments=None):
     except UserError as error:
         print(f"Failed: {error}")
         return 1
+    except KeyboardInterrupt:
+        return 130
     with held:
         return headless(options, chosen, output)
 
 
 def headless(options, chosen, output):
     """Run the chosen notebooks into a folder that is held, and sum up; the exit status."""
-    # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
-    # both take the way out of Ctrl-C, so that children end, too
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
     from helpers.run import site  # not at the top: see above
 
     since = time.time()

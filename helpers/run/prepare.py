@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,7 @@ def wheels(folder, name, lock):
     command = [ROOT / name / "bin" / "python", "-m", "pip", "download", "-qq", "--no-input"]
     command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command += ["--require-hashes", "--dest", copy.parent, "-r", ROOT / lock]
-    if subprocess.run(command, stdout=sys.stderr).returncode:
+    if status_of(command, stdout=sys.stderr):
         raise UserError(
             f"The packages of {lock} could not all be fetched (no network, or a full disk?). "
             f"Look at the messages above, then call --prepare {folder} again: it goes on."
@@ -156,7 +157,7 @@ def environment(folder, words):
     """The room's own environment, from wheels/, by its own set_env.sh."""
     path = f"{Path(sys.base_prefix, 'bin')}:{os.environ['PATH']}"  # the same Python is there
     variables = {**os.environ, "PATH": path, "WHEELS": str(folder / "wheels")}
-    if subprocess.run([folder / "set_env.sh", *words], env=variables).returncode:
+    if status_of([folder / "set_env.sh", *words], env=variables):
         raise UserError(f"{folder}/set_env.sh failed: see above, then call --prepare again.")
 
 
@@ -180,11 +181,23 @@ def run(folder, wanted):
     command += ["--quick"] if wanted["profile"] == "quick" else []
     for pair in wanted["parameters"]:
         command += ["-p", *pair]
-    if subprocess.run(command).returncode:
+    if status_of(command):
         raise UserError(
             f"Not all notebooks were run, so {folder} is unfinished: see above, then call "
             "--prepare again; it goes on with what is left."
         )
+
+
+def status_of(command, **how):
+    """The exit status of a command; Ctrl-C and SIGTERM end it and all that it has started."""
+    with subprocess.Popen(command, start_new_session=True, **how) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            print("Interrupted; call --prepare again, and it goes on.")
+            raise
 
 
 def end(folder, wanted):
