@@ -144,15 +144,13 @@ def cpu():
 def writing(output, root):
     """Whether a file can be written below `output`; leaves nothing behind."""
     try:
-        with tempfile.TemporaryFile(dir=str(existing(output))) as probe:
-            probe.write(b"x")
-            probe.flush()
+        tempfile.TemporaryFile(dir=str(existing(output))).close()
     except OSError as error:
         raise UserError(
             f"{output} cannot be written ({error.strerror}): choose another folder with --output."
         ) from error
     text = f"{output} can be written."
-    if not os.access(str(root), os.W_OK) or os.statvfs(str(root)).f_flag & os.ST_RDONLY:
+    if not os.access(str(root), os.W_OK):
         text += " The checkout cannot, and need not."
     return text
 
