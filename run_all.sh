@@ -33,7 +33,10 @@ from helpers.run.cli import main; sys.exit(main())' "$here" "$@"
 for word in "$@"; do
   case $word in
     -h | --help | --list) without_environment "$@" ;;
-    --check) "$here/set_env.sh" --finished || without_environment "$@" ;; # it makes nothing
+    --check) # it makes nothing
+      "$here/set_env.sh" --finished && continue
+      command -v python3 >/dev/null || { echo "FAIL: no environment, and no python3 to look further: run ./set_env.sh"; exit 1; }
+      without_environment "$@" ;;
   esac
 done
 "$here/set_env.sh"

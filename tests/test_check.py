@@ -52,6 +52,16 @@ def test_without_an_environment_it_says_so_and_makes_none(checkout):
     assert not (checkout / "env_intel_tf").exists()
 
 
+def test_without_any_python_it_still_says_what_to_do(checkout, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "env", "dirname", "cat", "cut", "sha256sum"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    done = run("--check", cwd=checkout, PATH=str(tools))
+    assert done.returncode == 1 and done.stdout.endswith("run ./set_env.sh\n"), done.stderr
+    assert done.stdout.startswith("FAIL: no environment, and no python3 ")
+
+
 def test_an_environment_that_is_unfinished_or_of_another_lock_is_told(checkout):
     environment = checkout / "env_intel_tf"
     subprocess.run(["bash", checkout / "set_env.sh"], check=True, capture_output=True)
