@@ -312,6 +312,21 @@ def test_a_copy_that_is_cut_short_leaves_nothing(prepared, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+def test_models_are_whole_or_absent(prepared, tmp_path, monkeypatch):
+    known, models = room.record(prepared / "room"), tmp_path / "alexnet/models"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(room, "link_or_copy", stop)
+        room.fill(tmp_path, known, prepared / "room")
+    assert not list((tmp_path / "alexnet").iterdir())
+    models.with_name(".models.1.part").mkdir()  # as of a run that was killed
+    room.fill(tmp_path, known, prepared / "room")
+    assert [path.name for path in (tmp_path / "alexnet").iterdir()] == ["models"]
+
+
 def test_models_of_one_s_own_are_left_alone(prepared, tmp_path):
     own = tmp_path / "alexnet/models/alexnet_fp32.pb"
     own.parent.mkdir(parents=True)

@@ -112,13 +112,14 @@ def fill(output, prepared, room=ROOT):
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            for left in target.parent.glob(f".{target.name}.*.part"):
+            for left in target.parent.glob(f".{target.name}.*.part"):  # of a run that was killed
                 shutil.rmtree(left)
             shutil.copytree(source / models, part, copy_function=link_or_copy)
             os.rename(part, target)
         except (OSError, shutil.Error) as error:
-            shutil.rmtree(part, ignore_errors=True)
             raise unwritten(target, error) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def unwritten(path, error):
