@@ -17,7 +17,7 @@ from helpers import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT_GIB = 5.0  # of disk, while it is made: the packages and what they are unpacked from
-OUTPUT_GIB = 3.0  # of disk, for what all notebooks write
+OUTPUT_GIB = 2.0  # of disk, for what all notebooks write: 0.8 on quick settings
 SCRATCH_GIB = 0.5  # of disk, for temporary files
 MEMORY_GIB = 4.0  # what notebook 05 and its measuring processes need at the same time
 PORTS = range(8888, 8938)  # where Jupyter begins, and how far it looks

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from helpers import UserError, files, machine
 from helpers.run import room
-from helpers.run.preflight import ROOT, existing
+from helpers.run.preflight import OUTPUT_GIB, ROOT, existing
 
 # The checkout; what is not there yet is left out.
 PARTS = (
@@ -31,7 +31,6 @@ ENVIRONMENTS = (
     ("env_peers", "environments/peers.txt", ["--peers"], 2.6),
     ("env_current", "environments/current.txt", ["--current"], 3.2),
 )
-OUTPUTS_GIB = 3.0
 UNFINISHED = ".unfinished"  # in DIR until all is done: what is being prepared
 
 
@@ -107,7 +106,7 @@ def claim(folder):
     if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty, and no room: choose a folder of its own.")
     missing = sum(gib for name, *_, gib in chosen() if not (folder / name / ".finished").exists())
-    free, needed = shutil.disk_usage(existing(folder)).free / 2**30, missing + OUTPUTS_GIB
+    free, needed = shutil.disk_usage(existing(folder)).free / 2**30, missing + OUTPUT_GIB
     if free < needed:
         raise UserError(
             f"{free:.1f} GiB free at {existing(folder)}, about {needed:.1f} are needed: free some "
