@@ -211,6 +211,7 @@ def end(folder, wanted):
     people.chmod(0o1777)
     digests = {str(path.relative_to(outputs)): files.sha256(path) for path in models}
     made = {"created": machine.now(), "machine": machine.describe()["cpu"], "files": digests}
+    made["commit"] = machine.software()["commit"]  # the copy has no .git to ask
     files.write_json(folder / room.RECORD, {**wanted, **made})
     (folder / UNFINISHED).unlink(missing_ok=True)
 
