@@ -26,11 +26,17 @@ if [ ! -e "$here/helpers/run/cli.py" ]; then
 fi
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 
+without_environment() { # any Python will do
+  exec python3 -c 'import sys; sys.path[0] = sys.argv.pop(1)
+from helpers.run.cli import main; sys.exit(main())' "$here" "$@"
+}
 for word in "$@"; do
   case $word in
-    -h | --help | --list) # needs no environment, and any Python will do
-      exec python3 -c 'import sys; sys.path[0] = sys.argv.pop(1)
-from helpers.run.cli import main; sys.exit(main())' "$here" "$@" ;;
+    -h | --help | --list) without_environment "$@" ;;
+    --check) # it makes nothing
+      "$here/set_env.sh" --finished && continue
+      command -v python3 >/dev/null || { echo "FAIL: no environment, and no python3 to look further: run ./set_env.sh"; exit 1; }
+      without_environment "$@" ;;
   esac
 done
 "$here/set_env.sh"

@@ -16,6 +16,8 @@ usage() {
 usage: ./set_env.sh [--device cpu|gpu]
        ./set_env.sh --peers
        ./set_env.sh --current
+       ./set_env.sh --kernel [--prefix DIR]
+       ./set_env.sh --finished [--peers | --current]
 
 Makes the Python 3.11 environment env_intel_tf/ (about 2.4 GB, a few minutes) with the package
 versions of requirements.txt, or finds it finished. Then:
@@ -27,23 +29,33 @@ env_intel_tf/ first.
 Runtime and LiteRT, which `python -m helpers.benchmark --peers` compares with. Nothing else needs it.
 --current makes env_current/ (about 2.3 GB) from environments/current.txt: today's TensorFlow and
 Keras 3 on Python 3.12, 3.13 or 3.11, without ITEX and Jupyter.
+--kernel tells Jupyter of env_intel_tf/: a JupyterHub or Open OnDemand then offers it as a kernel, for
+you, or below DIR (as /usr/local) for everybody. Again after the checkout was moved.
+--finished makes nothing; its status says whether the environment is finished and of this lock.
 
+The packages come from the package index that pip knows; or from wheels/ here, or the folder that
+the variable WHEELS names, without network, where ./run_all.sh --prepare has put them.
 The Python is one on the path; or uv, mamba or conda provide one. Where there is none of them, any
 Python 3 with pip or venv installs uv into .uv/ here, and uv fetches the Python there.
 TEXT
 }
 
-device=
+device= kernel= prefix= look=
 while [ $# -gt 0 ]; do
   case $1 in
     --device) device=${2:-nothing}; [ $# -lt 2 ] || shift ;;
     --peers) name=env_peers script="./set_env.sh --peers" versions="3.11" ;;
     --current) name=env_current script="./set_env.sh --current" versions="3.12 3.13 3.11" ;;
+    --kernel) kernel=yes ;;
+    --prefix) prefix=${2:-}; [ -n "$prefix" ] || die "--prefix needs a folder."; shift ;;
+    --finished) look=yes ;;
     -h | --help) usage; exit 0 ;;
     *) die "unknown option '$1'; see ./set_env.sh --help" ;;
   esac
   shift
 done
+[ -z "$prefix" ] || [ -n "$kernel" ] || die "--prefix goes with --kernel."
+[ -z "$kernel" ] || [ $name = env_intel_tf ] || die "--kernel is for env_intel_tf/: there is no Jupyter in $name/."
 env_dir=$here/$name
 [ -n "$device" ] || device=$(cat "$env_dir/.device" 2>/dev/null || echo cpu)
 
@@ -80,7 +92,25 @@ wanted=$(cat "$here/$lock_file" <(echo "$env_dir") | sha256sum | cut -d' ' -f1)
 finished() {
   [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$env_dir/bin/python" -c '' 2>/dev/null
 }
-finished && exit 0
+[ -z "$look" ] || { finished && exit || exit 1; }
+
+# A kernelspec by ipykernel itself. `import helpers` works in it, whatever folder it starts in.
+jupyter_kernel() {
+  local place=(--user)
+  [ -z "$prefix" ] || place=(--prefix "$prefix")
+  local env=(--env PYTHONPATH "$here")
+  [ "$device" != gpu ] || env+=(--env LD_LIBRARY_PATH "$env_dir/lib")
+  "$env_dir/bin/python" -m ipykernel install "${place[@]}" --name int8-tutorial \
+    --display-name "INT8 tutorial (TensorFlow 2.15, ITEX)" "${env[@]}" >&2 ||
+    die "the kernelspec could not be written${prefix:+ below $prefix}: choose a folder that you may write to, with --prefix DIR."
+}
+
+complete() { # the environment is finished: what else was asked for
+  [ -z "$kernel" ] || jupyter_kernel
+  exit 0
+}
+
+finished && complete
 
 [ "$(uname -sm)" = "Linux x86_64" ] ||
   die "Intel Extension for TensorFlow, and TensorFlow with oneDNN, are for Linux on x86-64 only (this is $(uname -sm)); on Windows use WSL 2."
@@ -93,7 +123,16 @@ if ! flock -n 9; then
   say "Another set-up is under way; waiting for it …"
   flock 9
 fi
-finished && exit 0
+finished && complete
+
+# Where --prepare has put all packages of this lock, no index is asked; it copies the lock at the end.
+wheels=${WHEELS:-$here/wheels} index=()
+lock_copy=$wheels/${lock_file//\//_}
+if cmp -s "$here/$lock_file" "$lock_copy"; then
+  index=(--no-index --find-links "$wheels")
+elif [ -n "${WHEELS:-}" ]; then
+  die "$WHEELS does not hold all packages of $lock_file: let ./run_all.sh --prepare fill it, or unset WHEELS."
+fi
 
 wanted_python=${versions%% *} # what uv and conda are asked for
 any_python="Python ${versions// / or }"
@@ -117,7 +156,11 @@ from_path() {
 from_uv() { # the command uv
   command -v "$1" >/dev/null || return
   say "No $any_python on the path; uv provides one."
-  "$1" venv --quiet --seed --python "$wanted_python" "$env_dir" >&2 && return
+  if [ ${#index[@]} = 0 ]; then
+    "$1" venv --quiet --seed --python "$wanted_python" "$env_dir" >&2 && return
+  else # its --seed fetches pip
+    "$1" venv --quiet --python "$wanted_python" "$env_dir" >&2 && "$env_dir/bin/python" -m ensurepip >/dev/null && return
+  fi
   rm -rf "$env_dir"
   return 1
 }
@@ -176,10 +219,10 @@ unfinished() {
 }
 trap 'unfinished "Interrupted"' INT TERM
 
-say "Making $name/ (about $size; a few minutes) …"
+say "Making $name/ (about $size; a few minutes${index:+; from $wheels, without network}) …"
 rm -rf "$env_dir"
 make_venv
-"$env_dir/bin/python" -m pip install --disable-pip-version-check --no-input --require-hashes \
+"$env_dir/bin/python" -m pip install --disable-pip-version-check --no-input --require-hashes ${index[@]+"${index[@]}"} \
   --progress-bar "$([ -t 2 ] && echo on || echo off)" -r "$here/$lock_file" 2>&1 |
   grep --line-buffered -E '^(Collecting|Installing|ERROR|error)|━|[0-9] [kMG]B/s' |
   sed -u -E 's/ \(from -r .*//; s/^Installing collected packages.*/Installing …/' >&2 ||
@@ -191,3 +234,4 @@ fi
 echo "$device" >"$env_dir/.device"
 printf '%s\n' "$wanted" >"$stamp"
 say "$name/ is ready: source $name/bin/activate"
+complete

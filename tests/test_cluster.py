@@ -11,8 +11,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import ROOT, reuse_resnet50
+
+from helpers import graphs
+from helpers.run import kernel
 
 SCRIPT = ROOT / "run_all.sh"
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue")
@@ -275,6 +279,71 @@ def test_two_jobs_at_once_keep_to_their_cpus_and_folders(cluster, whole, tmp_pat
     assert result["settings"]["threads"] == result["machine"]["usable_cores"] == 1
     assert (outputs[0] / "alexnet/fp32_int8_times.png").exists()
     assert json.loads((outputs[1] / "machine.json").read_text())["usable_cores"] == 1
+
+
+# A notebook that measures one convolution in seconds; the first task of an array waits before that.
+TINY = """import os, time
+from helpers import benchmark
+both = benchmark.candidates(folder + "/fp32.pb", folder + "/int8.pb", bf16=False)
+open(output + "/started", "w").close()
+time.sleep(100 if os.environ["SLURM_ARRAY_TASK_ID"] == "0" else 0)
+benchmark.compare(
+    [both[0].variants[0], both[1]], output + "/tiny", model="tiny", batch_sizes=[8],
+    profile=profile, seconds=0.05, limit=1, progress=False,
+)"""
+# What a site's own job script looks like: here the second task stands for a node with AVX2 only.
+ARRAY = """#!/bin/bash
+caps=(ALL AVX2 ALL)
+export ONEDNN_MAX_CPU_ISA=${caps[$SLURM_ARRAY_TASK_ID]}
+exec "$CHECKOUT/run_all.sh" --quick --output "$OUTPUT"
+"""
+
+
+@pytest.fixture
+def tiny_checkout(tmp_path):
+    """A checkout whose only notebook is TINY, with the environment of the tests."""
+    checkout = tmp_path / "checkout"
+    (checkout / "notebooks").mkdir(parents=True)
+    shutil.copy(SCRIPT, checkout)
+    shutil.copytree(ROOT / "helpers", checkout / "helpers")
+    (checkout / "env_intel_tf").symlink_to(ROOT / "env_intel_tf")
+    (checkout / "set_env.sh").write_text("#!/bin/sh\n")
+    (checkout / "set_env.sh").chmod(0o755)
+    for name, form in (("fp32", "float"), ("int8", "qdq")):
+        graphs.write_graph(kernel.graph_of(form), tmp_path / f"{name}.pb")
+    new = nbformat.v4
+    parameters = f"profile, output, folder = 'full', '', {str(tmp_path)!r}"
+    cells = [
+        new.new_markdown_cell("# Tiny\n\n**Time**: seconds"),
+        new.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        new.new_code_cell(TINY),
+    ]
+    book = new.new_notebook(cells=cells)
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(book, checkout / "notebooks" / "01_tiny.ipynb")
+    return checkout
+
+
+def test_an_array_gives_a_result_per_task(cluster, tiny_checkout, tmp_path):
+    """Three tasks: one cancelled, one capped to AVX2, one as the CPU is."""
+    output, script = tmp_path / "results", tmp_path / "array.sh"
+    script.write_text(ARRAY)
+    names = f"--export=ALL,CHECKOUT={tiny_checkout},OUTPUT={output}"
+    number = cluster.submit(
+        "--array=0-2", f"--output={cluster.folder}/job-%A_%a.log", names, script
+    )
+    wait_until((output / "task_0/started").exists, 120, lambda: cluster.log(f"{number}_0"))
+    subprocess.run(["scancel", f"{number}_0"], env=cluster.env, check=True)
+    ends = [cluster.finish(f"{number}_{task}", 180) for task in range(3)]
+    states = [job["JobState"] for job, _ in ends]
+    assert states == ["CANCELLED", "COMPLETED", "COMPLETED"], [log for _, log in ends]
+    assert "Interrupted in 01_tiny" in ends[0][1] and not list(output.rglob("*.part"))
+    found = {path.parts[-3]: json.loads(path.read_text()) for path in output.rglob("result.json")}
+    assert sorted(found) == ["task_1", "task_2"]
+    assert [found[task]["machine"]["isa_cap"] for task in sorted(found)] == ["AVX2", None]
+    for result in found.values():
+        assert list(result["candidates"][1]["kernels"]) == ["s8"]
+        assert [ratio["candidate"] for ratio in result["ratios"]] == ["INT8"]
 
 
 def test_the_checkout_is_found_from_any_folder(cluster, tmp_path):

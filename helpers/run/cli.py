@@ -6,7 +6,6 @@ Only the standard library is imported at the top, and the syntax is that of Pyth
 
 import argparse
 import ast
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,12 @@ from helpers import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
+ROOM = (  # docs/workshop.md has more on these
+    ("--prepare", "DIR", "make all there that a room without network needs; may be repeated"),
+    ("--copy", "FOLDER", "in a prepared room: a learner's own notebooks and models"),
+    ("--reset", "FOLDER", "that copy again as it was; changed notebooks are kept beside it"),
+    ("--seat", "K/N", "keep to the K-th of N equal shares of this machine's cores"),
+)
 PATHS = ("data", "data_path", "model", "results")  # parameters of notebooks that are paths
 
 
@@ -61,6 +66,10 @@ def parse(arguments):
         "--contribute", action="store_true", help="this machine's full result into results/"
     )
     parser.add_argument("--list", action="store_true", help="show the notebooks and stop")
+    say = {"action": "store_true", "help": "will it run here? in less than a minute: PASS or FAIL"}
+    parser.add_argument("--check", **say)
+    for option, metavar, text in ROOM:
+        parser.add_argument(option, metavar=metavar, help=text)
     return parser.parse_args(arguments)
 
 
@@ -145,19 +154,6 @@ def execute(path, copy, parameters):
         last = (str(error).strip().splitlines() or [""])[-1]
         return f"{path.stem}: {type(error).__name__}: {last}\nExecuted so far: {copy}"
     return None
-
-
-def lock(output):
-    """Make the output folder and hold it for this run; a second run into it is refused."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / ".lock", "w")  # open until the process ends
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(f"Another run is writing to {output}. Wait for it, or choose --output DIR.")
-    except OSError as error:
-        sys.exit(f"{output} cannot be written ({error.strerror}). Choose another: --output DIR.")
-    return file
 
 
 def summary(output, since):
@@ -251,11 +247,34 @@ def main(arguments=None):
 
         return contribute.run(options, [path.stem for path in chosen], main)
     output = Path(os.path.abspath(options.output or ROOT / "outputs"))
-    held = lock(output)
+    if options.check:
+        from helpers.run import preflight
+
+        return preflight.check(output)
     # a batch system ends a job with SIGTERM, and a shell starts background jobs deaf to SIGINT:
     # both take the way out of Ctrl-C, so that children end, too
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    from helpers.run import prepare, room
+
+    try:
+        room.sit(options.seat)
+        if options.prepare:
+            return prepare.prepare(options)
+        if options.copy or options.reset:
+            return room.serve(options)
+        output, held = room.place(options.output and output, options.seat)
+    except UserError as error:
+        print(f"Failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    with held:
+        return headless(options, chosen, output)
+
+
+def headless(options, chosen, output):
+    """Run the chosen notebooks into a folder that is held, and sum up; the exit status."""
     from helpers.run import site  # not at the top: see above
 
     since = time.time()
@@ -274,8 +293,6 @@ def main(arguments=None):
         failed = str(error)
     except KeyboardInterrupt:
         return 130
-    finally:
-        held.close()
     if failed:
         print(f"\nFailed: {failed}")
     return 1 if failed else 0
