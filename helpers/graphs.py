@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import UserError, files
+from helpers import UserError, files, machine
 
 CONSTANTS = ("Const", "HostConst")  # the second is ITEX's, of INC's scales
 
@@ -185,7 +185,7 @@ def _session(graph_def, stock=False):
 
     config = tf.compat.v1.ConfigProto()
     rewrite = config.graph_options.rewrite_options
-    if not stock:
+    if not stock and machine.has_itex():
         # Once is enough: the second pass over the graph that is the default finds nothing more
         # under ITEX, and takes seconds at the first call. The pass that looks for tensors of a GPU
         # to swap to the host takes a sixth of what is left
@@ -315,6 +315,11 @@ LAYER_OPS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
 # What TensorFlow's optimizer and INC's legacy form make of them
 FUSED_LAYER = re.compile(r"_?(Mkl|ITEX)?_?Fused(Conv2D|DepthwiseConv2dNative|MatMul)")
 INTEGER_LAYER = re.compile(r"_?(Mkl|ITEX)?(Fused)?Quantized(Fused)?(Conv2D|DepthwiseConv2D|MatMul)")
+
+
+def is_integer(graph_def):
+    """Whether the graph has layers in TensorFlow's own integer operations."""
+    return any(INTEGER_LAYER.match(node.op) for node in graph_def.node)
 
 
 @dataclass(frozen=True)

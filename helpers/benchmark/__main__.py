@@ -9,7 +9,7 @@ import numpy as np
 
 from helpers import UserError, graphs
 from helpers.benchmark import peers, report
-from helpers.benchmark.candidate import candidates
+from helpers.benchmark.candidate import candidates, current
 from helpers.benchmark.measurement import compare, dummy_inputs
 from helpers.benchmark.settings import read_settings
 
@@ -43,6 +43,8 @@ def parse(arguments):
     add("--fp32", required=True, type=Path, help="frozen FP32 graph (.pb)")
     add("--int8", required=True, type=Path, help="frozen INT8 graph (.pb)")
     add("--bf16", action="store_true", help="also the FP32 graph under auto mixed precision")
+    text = "also INT8 in TensorFlow's own integer operations, run in env_current/ (frozen .pb)"
+    add("--integer", type=Path, metavar="GRAPH", help=text)
     add("--peers", action="store_true", help="also OpenVINO and ONNX Runtime (set_env.sh --peers)")
     add("--calibration", type=Path, help="images for --peers as .npy; default: dummy images")
     add("--settings", type=Path, metavar="FILE", help="threads, batch sizes, knobs of notebook 06")
@@ -84,6 +86,8 @@ def run(options):
     inputs = load_inputs(options.inputs) if options.inputs else None
     if inputs is None:
         inputs = made_up(options, chosen, max(64, *batch_sizes))
+    if options.integer:
+        chosen.append(current(options.integer, **names))
     if options.peers:
         if peers.absent():
             raise UserError(peers.absent())
@@ -115,8 +119,7 @@ def made_up(options, chosen, count, seed=0):
     fp32 = graphs.read_graph(options.fp32)
     signature = graphs.find_signature(fp32, options.input_name, options.output_name, options.fp32)
     facts = vars(signature) | ({"shape": options.shape} if options.shape else {})
-    own = [chosen[0], chosen[-1]]
-    return dummy_inputs(own, facts, count, seed)
+    return dummy_inputs([chosen[0], chosen[-1]], facts, count, seed)
 
 
 def load_inputs(path):
