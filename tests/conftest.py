@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import papermill
 import pytest
 
 from helpers import datasets, graphs
@@ -124,6 +123,8 @@ def nbval(notebook, outputs, folder, *options, root=ROOT, env=(), limit=10):
 
     It measures no longer than `limit` seconds where it may be told.
     """
+    import papermill  # not in env_current/, where some of the tests run, too
+
     copy = folder / notebook.name
     parameters = {"profile": "quick", "output": str(outputs)}
     if "limit" in papermill.inspect_notebook(notebook):

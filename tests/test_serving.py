@@ -83,7 +83,7 @@ def test_what_has_to_be_set_is_set_before_tensorflow(folder):
         [sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    before, _, after = serving.SCRIPT.partition("import tensorflow")
+    before, _, after = serving.script(serving.QDQ).partition("import tensorflow")
     assert "os.environ[" not in after.replace("os.environ['OMP", "") and "helpers" not in after
     for name, value in environment(1).items():
         if name.startswith(("TF_ENABLE", "KMP_", "_ONEDNN", "TF_NUM_INTER")):
@@ -173,4 +173,4 @@ def test_the_script_is_laid_out(folder):
         command = [ruff, *words, *how, folder / "serve.py"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
-    assert len(serving.SCRIPT.splitlines()) < 70
+    assert len(serving.script(serving.QDQ).splitlines()) < 70
