@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import datasets, graphs
-from helpers.quantize import CalibrationLoader, freeze, quiet
+from helpers import datasets, graphs, machine
+from helpers.quantize import CalibrationLoader, freeze, integer, quiet
 from helpers.run import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,10 @@ LONG = [
 def pytest_collection_modifyitems(items):
     rest = sorted({item.path.stem for item in items} - {*FIRST, *LAST})
     items.sort(key=lambda item: [*FIRST, *rest, *LAST].index(item.path.stem))
+
+
+# What works otherwise, or not at all, in env_current/, where tests/run.sh runs some files, too
+itex_only = pytest.mark.skipif(not machine.has_itex(), reason="needs ITEX, or what Keras 2 has")
 
 
 # a namespace of its own; who is not root may have one, too, as its root
@@ -173,6 +177,9 @@ def small(keras_model, tmp_path_factory):
     """{"fp32": path, "int8": path} of the small network."""
     folder = tmp_path_factory.mktemp("graphs")
     fp32 = freeze(keras_model, folder / "fp32.pb")
+    if not machine.has_itex():  # in env_current/
+        int8 = integer.quantize(fp32, images(32, seed=1), folder / "int8.pb")
+        return {"fp32": fp32, "int8": int8, "log": folder / "int8.log"}
     loader = CalibrationLoader(images(32, seed=1), 8)
     with quiet(folder / "quantize.log"):
         from neural_compressor.tensorflow import StaticQuantConfig, quantize_model

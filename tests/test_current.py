@@ -10,9 +10,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from helpers import benchmark, datasets, graphs, machine, stats
-from helpers.quantize import __main__ as command
-from helpers.quantize import integer, reading
+from helpers import benchmark, datasets, machine, stats
 
 pytestmark = pytest.mark.skipif(
     machine.has_itex(), reason="env_current's Python runs this file (tests/run.sh)"

@@ -87,8 +87,9 @@ class Integer(Qdq):
 
     def simulated(self, path):
         source, float_layers, _ = self.made[Path(path).resolve()]
-        to = self.folder / f"{Path(path).stem}_simulated.pb"
-        return inc.quantize(source, self.images, to, float_layers=sorted(float_layers))
+        qdq, to = (self.folder / f"{Path(path).stem}_{end}.pb" for end in ("qdq", "simulated"))
+        inc.quantize(source, self.images, qdq, float_layers=sorted(float_layers))
+        return graphs.write_graph(pad_depthwise(graphs.read_graph(qdq)), to)
 
 
 def executed(int8, images, size):
@@ -98,6 +99,53 @@ def executed(int8, images, size):
     """
     how = {} if machine.has_itex() else {"knobs": {"ONEDNN_VERBOSE": "1"}}
     return benchmark.profile(int8, images, [size], **how)[size][1]
+
+
+def pad_depthwise(graph_def):
+    """A copy of a QDQ graph with a Pad before what depthwise layers with explicit paddings read.
+
+    INC takes the Pad of a Keras network into the layer. ITEX runs that; TensorFlow's shape function
+    of the float operation ends the process (DepthwiseConv2DNativeShapeImpl: "Invalid index").
+    """
+    changed = type(graph_def)()
+    changed.CopyFrom(graph_def)
+    nodes = graphs.Network(changed).nodes
+    for layer in [node for node in nodes.values() if node.op == "DepthwiseConv2dNative"]:
+        if layer.attr["padding"].s != b"EXPLICIT":
+            continue
+        pad = _pad_node(changed, layer)
+        layer.attr["padding"].s = b"VALID"
+        del layer.attr["explicit_paddings"].list.i[:]
+        source = nodes[graphs.node_name(layer.input[0])]
+        if source.op != "Dequantize":
+            pad.input.insert(0, layer.input[0])
+            layer.input[0] = pad.name
+            continue
+        # copies of the two, which other layers may read as well, behind the Pad
+        quantize, dequantize = (changed.node.add() for _ in range(2))
+        quantize.CopyFrom(nodes[graphs.node_name(source.input[0])])
+        dequantize.CopyFrom(source)
+        quantize.name, dequantize.name = (f"{layer.name}/{end}" for end in ("padded", "dequantize"))
+        pad.input.insert(0, quantize.input[0])
+        quantize.input[0] = pad.name
+        dequantize.input[:] = [quantize.name, f"{quantize.name}:1", f"{quantize.name}:2"]
+        layer.input[0] = dequantize.name
+    return changed
+
+
+def _pad_node(graph_def, layer):
+    """A new Pad node with the explicit paddings of a layer; what it pads is still missing."""
+    import tensorflow as tf
+
+    paddings = np.array(layer.attr["explicit_paddings"].list.i, np.int32).reshape(-1, 2)
+    amounts = graph_def.node.add(name=f"{layer.name}/paddings", op="Const")
+    amounts.attr["dtype"].type = tf.int32.as_datatype_enum
+    amounts.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(paddings))
+    pad = graph_def.node.add(name=f"{layer.name}/pad", op="Pad")
+    pad.attr["T"].type = tf.float32.as_datatype_enum
+    pad.attr["Tpaddings"].type = tf.int32.as_datatype_enum
+    pad.input.append(amounts.name)
+    return pad
 
 
 def clipped(path, fp32, images, folder, share=99.99, most=32):

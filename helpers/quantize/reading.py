@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from helpers import UserError, benchmark, graphs, stats
@@ -103,7 +104,7 @@ def _keras_network(path, shape):
             'made, model.export("folder"), and give that folder.'
         )
     names = [_end_names(model.inputs), _end_names(model.outputs)]
-    if major(tf.keras.__version__) < 3:  # whose model has names for its outputs
+    if major(metadata.version("keras")) < 3:  # whose model has names for its outputs
         names[1] = model.output_names
     _check_one(path, *names)
     (tensor,) = model.inputs
@@ -169,7 +170,7 @@ def _load_keras(path):
         start = file.read(4)
     if start not in (ZIP, HDF5):
         raise _not_whole(path, "it is neither a .keras nor an HDF5 file")
-    version, here = keras_version(path), major(tf.keras.__version__)
+    version, here = keras_version(path), major(metadata.version("keras"))
     if version and major(version) > max(here, 2):
         folder = f"{path.stem}_saved_model"
         raise UserError(
