@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from helpers import benchmark, datasets, machine, stats
+from helpers import UserError, benchmark, datasets, graphs, machine, stats
+from helpers.quantize import forms, freeze, reading
 
 pytestmark = pytest.mark.skipif(
     machine.has_itex(), reason="env_current's Python runs this file (tests/run.sh)"
@@ -107,3 +108,46 @@ def test_every_tensorflow_serves_what_was_measured(made, tmp_path):
         pytest.skip("needs env_intel_tf/ (./set_env.sh)")
     there = serve(other, output, tmp_path / "request.npy", tmp_path / "there.npy")
     assert (there.argmax(1) == wanted.argmax(1)).all() and stats.sqnr_db(wanted, there) > 50
+
+
+def test_a_padding_before_a_depthwise_layer_is_no_part_of_it_in_what_is_simulated(tmp_path):
+    """As Keras Applications have it before strides of two."""
+    layers = tf.keras.layers
+    tf.keras.utils.set_random_seed(0)
+    steps = [
+        layers.Conv2D(8, 3, activation="relu"),
+        layers.ZeroPadding2D(((0, 1), (0, 1))),
+        layers.DepthwiseConv2D(3, strides=2, activation="relu"),
+        layers.Conv2D(4, 1),
+    ]
+    model = tf.keras.Sequential([layers.Input((11, 11, 3)), *steps])
+    x = np.random.default_rng(0).random((16, 11, 11, 3), np.float32)
+    fp32 = freeze(model, tmp_path / "fp32.pb")
+    form = forms.Integer(fp32, x, tmp_path)
+    made = form.make("int8", fp32, [])
+    simulated = graphs.read_graph(form.simulated(made))
+    assert [layer.int8 for layer in graphs.layers(simulated)] == [True] * 3
+    assert len(form.int8_layers(made)) == 3
+    wanted = graphs.FrozenGraph(fp32)(x)
+    ratios = [stats.sqnr_db(wanted, graphs.FrozenGraph(one)(x)) for one in (simulated, made)]
+    assert min(ratios) > 25 and abs(ratios[0] - ratios[1]) < 6
+    _, middle, _ = form.int8_layers(made)
+    again = form.without(made, [middle], tmp_path / "without.pb")
+    assert middle not in form.int8_layers(again) and len(form.int8_layers(again)) == 2
+    nothing = form.without(made, form.int8_layers(made), tmp_path / "nothing.pb")
+    assert np.array_equal(graphs.FrozenGraph(nothing)(x), wanted)
+
+
+def test_names_that_keras_3_gives_its_ends_and_what_it_cannot_make(tmp_path):
+    layers = tf.keras.layers
+    given = layers.Input((8, 8, 3), name="picture")
+    model = tf.keras.Model(given, layers.Conv2D(4, 3, name="answer")(given))
+    for suffix in (".keras", ".h5"):
+        model.save(tmp_path / f"net{suffix}")
+        source = reading.read(tmp_path / f"net{suffix}")
+        assert (source.input_name, source.output_name) == ("picture", "answer")
+    two = layers.Input((8, 8, 3))
+    several = tf.keras.Model([given, two], layers.Add()([model(given), model(two)]))
+    several.save(tmp_path / "several.keras")
+    with pytest.raises(UserError, match="has 2 inputs"):
+        reading.read(tmp_path / "several.keras")

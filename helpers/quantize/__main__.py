@@ -72,6 +72,18 @@ def main(arguments=None):
     return 1
 
 
+def import_tensorflow():
+    """Import TensorFlow without the lines that 2.21 prints then whatever its log level is."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def choose_runtime(options):
     """Set the runtime where none was named; whether another Python than this one has it.
 
@@ -128,6 +140,7 @@ def run(options):
     if options.peers and peers.absent():
         raise UserError(peers.absent())
     output = options.output.absolute()
+    import_tensorflow()
     with step("Read the model and the data, and freeze"):
         source = reading.read(options.model, options.shape)
         given = read_data(options, source)

@@ -130,7 +130,7 @@ def pad_depthwise(graph_def):
         quantize.input[0] = pad.name
         dequantize.input[:] = [quantize.name, f"{quantize.name}:1", f"{quantize.name}:2"]
         layer.input[0] = dequantize.name
-    return changed
+    return graphs.extract(changed, [graphs.find_signature(graph_def).output])
 
 
 def _pad_node(graph_def, layer):
