@@ -415,7 +415,11 @@ def vocabulary(graph_def):
     network, rows = Network(graph_def), []
     through = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze")
     for source in [node.name for node in graph_def.node if node.op == "Placeholder"]:
-        for reader, index in network.readers_through(source, through):
+        ends = network.readers_through(source, through)
+        for reader, _ in list(ends):
+            if reader.op.startswith("Select"):  # by Keras 3: of rows counted from the end
+                ends += network.readers_through(reader.name, through)
+        for reader, index in ends:
             if reader.op in ("Gather", "GatherV2", "ResourceGather") and index == 1:
                 table = network.value(reader.input[0])
                 axis = network.value(reader.input[2]) if len(reader.input) > 2 else 0

@@ -34,8 +34,8 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [*FIRST, *rest, *LAST].index(item.path.stem))
 
 
-# What works otherwise, or not at all, in env_current/, where tests/run.sh runs some files, too
-itex_only = pytest.mark.skipif(not machine.has_itex(), reason="needs ITEX, or what Keras 2 has")
+# for what is otherwise in env_current/, where tests/run.sh runs some files, too
+itex_only = pytest.mark.skipif(not machine.has_itex(), reason="is of the form for ITEX")
 
 
 # a namespace of its own; who is not root may have one, too, as its root

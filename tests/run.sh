@@ -4,7 +4,7 @@
 # through works with Keras 3 and today's TensorFlow, too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-CURRENT=(tests/test_current.py tests/test_freezing.py tests/test_graphs.py tests/test_serving.py)
+CURRENT=(tests/test_current.py tests/test_freezing.py tests/test_graphs.py)
 ./set_env.sh
 python=env_intel_tf/bin/python
 # what only the tests need; once per lock

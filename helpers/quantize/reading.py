@@ -115,7 +115,7 @@ def _keras_network(path, shape):
     def network(x):
         return _one(model(x, training=False))
 
-    network.model = model  # which a SavedModel keeps the variables of
+    network.variables = list(model.variables)  # a SavedModel has to be told of them
     return network, [one for (one,) in names], shape, dtype
 
 
@@ -136,7 +136,7 @@ def export(path, folder, shape=None):
 
     network, (input_name, output_name), shape, dtype = _keras_network(path, shape)
     module = tf.Module()
-    module.model = network.model
+    module.kept = network.variables  # not the model: all of its layers would be traced, too
     spec = tf.TensorSpec((None, *shape), dtype, name=input_name)
     function = tf.function(lambda x: {output_name: network(x)}, input_signature=[spec])
     with freezing.without_functions():
