@@ -69,6 +69,12 @@ class Network:
         node = self.nodes[node_name(name)]
         return tf.make_ndarray(node.attr["value"].tensor) if node.op in CONSTANTS else None
 
+    def value_through(self, name, op):
+        """As `value`, also of a constant behind nodes of this kind."""
+        while self.nodes[node_name(name)].op == op:
+            name = self.nodes[node_name(name)].input[0]
+        return self.value(name)
+
     def readers_through(self, name, ops):
         """[(node, input index)] of what reads a node, directly or through nodes of these `ops`."""
         ends, waiting = [], list(self.readers[name])
@@ -421,7 +427,7 @@ def vocabulary(graph_def):
                 ends += network.readers_through(reader.name, through)
         for reader, index in ends:
             if reader.op in ("Gather", "GatherV2", "ResourceGather") and index == 1:
-                table = network.value(reader.input[0])
+                table = network.value_through(reader.input[0], "Identity")
                 axis = network.value(reader.input[2]) if len(reader.input) > 2 else 0
                 if table is not None and axis is not None:
                     rows.append(table.shape[int(axis)])

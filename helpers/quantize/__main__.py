@@ -166,10 +166,8 @@ def run(options):
     with step("Look at each layer"):
         size = max(BATCH_SIZES)
         images = given.decision[:size]
-        rows, reasons = layers.look(
-            *(result, fp32, int8, images, why, size, forms.executed(int8, images, size)),
-            simulated=form.simulated(trials[-1].graph),
-        )
+        ran, simulated = forms.executed(int8, images, size), form.simulated(trials[-1].graph)
+        rows, reasons = layers.look(result, fp32, int8, images, why, size, ran, simulated)
         files.write_json(output / "layers.json", rows)
         print(layers.table(rows))
     with step("Write what serves it, and time that"):
@@ -178,9 +176,7 @@ def run(options):
         session, signature = (cost[way]["median"] for way in ("session_ms", "signature_ms"))
         print(f"  One input takes {session:.2f} ms in a Session, as serve.py has it, and "
               f"{signature:.2f} ms through the signature (median calls).")  # fmt: skip
-    print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}")
-    if advice(result):
-        print(advice(result))
+    print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}{advice(result)}")
     if options.peers and not given.made_up:
         print(to_ship(result, tolerance))
     written = "models/fp32.pb, models/int8.pb, saved_model/, serve.py, layers.json, result.json"
@@ -264,7 +260,7 @@ def closing(result, rows, given, last):
 
 
 def advice(result):
-    """What to take where INT8 is slower than FP32, by the ratios of the result; None elsewhere."""
+    """What to take where INT8 is slower than FP32, by the ratios of the result; "" elsewhere."""
     names = [entry["name"] for entry in result["candidates"]]
     sizes = [
         size
@@ -272,16 +268,15 @@ def advice(result):
         if report.ratio(result, "INT8", size)["verdict"] == "slower"
     ]
     if not sizes:
-        return None
+        return ""
 
     def times(name):
         medians = [report.ratio(result, name, size)["throughput_times"]["median"] for size in sizes]
         return " and ".join(f"{median:.2f}" for median in medians)
 
     at = " and ".join(map(str, sizes))
-    text = (
-        f"INT8 does not pay on this CPU at batch {at}: it is {times('INT8')} times as fast as FP32."
-    )
+    text = f"\nINT8 does not pay on this CPU at batch {at}: "
+    text += f"it is {times('INT8')} times as fast as FP32."
     faster = "BF16" in names and all(
         report.ratio(result, "BF16", size)["verdict"] == "faster" for size in sizes
     )
