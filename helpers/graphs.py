@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import UserError, files
+from helpers import UserError, files, machine
 
 CONSTANTS = ("Const", "HostConst")  # the second is ITEX's, of INC's scales
 
@@ -68,6 +68,12 @@ class Network:
 
         node = self.nodes[node_name(name)]
         return tf.make_ndarray(node.attr["value"].tensor) if node.op in CONSTANTS else None
+
+    def value_through(self, name, op):
+        """As `value`, also of a constant behind nodes of this kind."""
+        while self.nodes[node_name(name)].op == op:
+            name = self.nodes[node_name(name)].input[0]
+        return self.value(name)
 
     def readers_through(self, name, ops):
         """[(node, input index)] of what reads a node, directly or through nodes of these `ops`."""
@@ -185,7 +191,7 @@ def _session(graph_def, stock=False):
 
     config = tf.compat.v1.ConfigProto()
     rewrite = config.graph_options.rewrite_options
-    if not stock:
+    if not stock and machine.has_itex():
         # Once is enough: the second pass over the graph that is the default finds nothing more
         # under ITEX, and takes seconds at the first call. The pass that looks for tensors of a GPU
         # to swap to the host takes a sixth of what is left
@@ -317,6 +323,11 @@ FUSED_LAYER = re.compile(r"_?(Mkl|ITEX)?_?Fused(Conv2D|DepthwiseConv2dNative|Mat
 INTEGER_LAYER = re.compile(r"_?(Mkl|ITEX)?(Fused)?Quantized(Fused)?(Conv2D|DepthwiseConv2D|MatMul)")
 
 
+def is_integer(graph_def):
+    """Whether the graph has layers in TensorFlow's own integer operations."""
+    return any(INTEGER_LAYER.match(node.op) for node in graph_def.node)
+
+
 @dataclass(frozen=True)
 class Layer:
     """A convolution or matrix product of a graph and whether it runs in INT8."""
@@ -410,9 +421,13 @@ def vocabulary(graph_def):
     network, rows = Network(graph_def), []
     through = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze")
     for source in [node.name for node in graph_def.node if node.op == "Placeholder"]:
-        for reader, index in network.readers_through(source, through):
+        ends = network.readers_through(source, through)
+        for reader, _ in list(ends):
+            if reader.op.startswith("Select"):  # by Keras 3: of rows counted from the end
+                ends += network.readers_through(reader.name, through)
+        for reader, index in ends:
             if reader.op in ("Gather", "GatherV2", "ResourceGather") and index == 1:
-                table = network.value(reader.input[0])
+                table = network.value_through(reader.input[0], "Identity")
                 axis = network.value(reader.input[2]) if len(reader.input) > 2 else 0
                 if table is not None and axis is not None:
                     rows.append(table.shape[int(axis)])

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import os
@@ -28,6 +29,7 @@ __all__ = [
     "ending",
     "expectation",
     "has_bf16",
+    "has_itex",
     "idle",
     "in_own_process",
     "int8_level",
@@ -138,6 +140,11 @@ def has_bf16(flags=None):
     """Whether oneDNN has BF16 instructions (AVX-512 BF16 or AMX) among `flags` (default: here)."""
     flags = isa_flags() if flags is None else flags
     return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def has_itex():
+    """Whether this Python's TensorFlow loads Intel's extension."""
+    return importlib.util.find_spec("intel_extension_for_tensorflow") is not None
 
 
 def int8_level(flags=None):

@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import papermill
 import pytest
 
-from helpers import datasets, graphs
-from helpers.quantize import CalibrationLoader, freeze, quiet
+from helpers import datasets, graphs, machine
+from helpers.quantize import CalibrationLoader, freeze, integer, quiet
 from helpers.run import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +33,10 @@ LONG = [
 def pytest_collection_modifyitems(items):
     rest = sorted({item.path.stem for item in items} - {*FIRST, *LAST})
     items.sort(key=lambda item: [*FIRST, *rest, *LAST].index(item.path.stem))
+
+
+# for what is otherwise in env_current/, where tests/run.sh runs some files, too
+itex_only = pytest.mark.skipif(not machine.has_itex(), reason="is of the form for ITEX")
 
 
 # a namespace of its own; who is not root may have one, too, as its root
@@ -125,6 +128,8 @@ def nbval(notebook, outputs, folder, *options, root=ROOT, env=(), limit=10):
 
     It measures no longer than `limit` seconds where it may be told.
     """
+    import papermill  # not in env_current/, where some of the tests run, too
+
     copy = folder / notebook.name
     parameters = {"profile": "quick", "output": str(outputs)}
     if "limit" in papermill.inspect_notebook(notebook):
@@ -173,6 +178,9 @@ def small(keras_model, tmp_path_factory):
     """{"fp32": path, "int8": path} of the small network."""
     folder = tmp_path_factory.mktemp("graphs")
     fp32 = freeze(keras_model, folder / "fp32.pb")
+    if not machine.has_itex():  # in env_current/
+        int8 = integer.quantize(fp32, images(32, seed=1), folder / "int8.pb")
+        return {"fp32": fp32, "int8": int8, "log": folder / "int8.log"}
     loader = CalibrationLoader(images(32, seed=1), 8)
     with quiet(folder / "quantize.log"):
         from neural_compressor.tensorflow import StaticQuantConfig, quantize_model

@@ -4,7 +4,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import images
+from conftest import images, itex_only
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from helpers import UserError, graphs
@@ -63,6 +63,7 @@ def test_a_piece_starts_at_the_node_named(small):
     assert np.allclose(graphs.FrozenGraph(piece)(whole[first]), whole[second], atol=1e-5)
 
 
+@itex_only  # integers share no weights with FP32
 def test_graphs_side_by_side(small):
     fp32, x = graphs.read_graph(small["fp32"]), images(6, seed=8)
     weights = graphs.weights(fp32)

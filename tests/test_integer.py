@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from helpers import UserError, graphs, stats
+from helpers import UserError, benchmark, graphs, stats
+from helpers.benchmark.candidate import Candidate, current
 from helpers.quantize import integer
 
 CURRENT = ROOT / "env_current" / "bin" / "python"
@@ -113,6 +114,25 @@ def test_every_tensorflow_gives_the_same_outputs(made):
     one, other = (dict(np.load(path)) for path in files)
     for name in [name for name in answers if name.endswith(("raw", "mended"))]:
         assert stats.sqnr_db(one[name], other[name]) > 50, name
+
+
+def test_it_is_a_runtime_of_the_benchmark(made, tmp_path):
+    folder, _ = made
+    if not os.access(CURRENT, os.X_OK):
+        pytest.skip("needs env_current/ (./set_env.sh --current)")
+    graph = folder / "residual_fused_mended.pb"
+    chosen = [Candidate("FP32", folder / "residual.pb", stock=True), current(graph)]
+    with np.load(folder / "residual.npz") as stored:
+        x = stored["x"]
+    effort = {"seconds": 0.02, "min_rounds": 1, "max_rounds": 1, "progress": False}
+    result = benchmark.measure(chosen, tmp_path, x, batch_sizes=[8], **effort)
+    base, int8 = result["candidates"]
+    release = result["software"]["tensorflow_current"]
+    assert int8["name"] == f"INT8, TensorFlow {release.rpartition('.')[0]}"
+    assert int8["kernels"]["s8"]["count"] == 5 and set(base["kernels"]) == {"f32"}
+    assert int8["layers"] == {"int8": 5, "all": 5} and int8["runtime"] == "tensorflow-current"
+    assert int8["environment"]["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    assert [ratio["candidate"] for ratio in result["ratios"]] == [int8["name"]]
 
 
 def test_an_unknown_form_is_told(tmp_path):

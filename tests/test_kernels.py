@@ -34,6 +34,24 @@ def test_lines_of_the_log_by_value():
     assert kernels.describe(entry) == "1 f32, 1 s8"
 
 
+def test_lines_as_the_onednn_of_todays_tensorflow_writes_them():
+    lines = [
+        "onednn_verbose,v1,primitive,exec,cpu,convolution,brg_conv_fwd:avx512_core_vnni,"
+        "forward_training,src:s8::blocked:acdb::f0 wei:s8:ap:blocked:AcdB16a4b::f1:s8m1 "
+        "bia:f32:a:blocked:a::f0 dst:u8::blocked:acdb::f0,attr-post-ops:eltwise_relu,"
+        "alg:convolution_direct,mb4_ic3oc8_ih16oh14kh3sh1dh0ph0_iw16ow14kw3sw1dw0pw0,0.0261",
+        "onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:u8::blocked:acdb::f0 "
+        "dst:f32::blocked:acdb::f0,attr-scales:src0:0:f32,,4x1x1x8,0.5",
+        "onednn_verbose,v1,primitive,exec,cpu,gemm_api,,undef,src_f32::blocked:ab:f0 "
+        "wei_f32::blocked:ab:f0 dst_f32::blocked:ab:f0,,,4x8:8x10,0.25",
+    ]
+    assert kernels.parse(lines) == [
+        Primitive("convolution", "s8", "brg_conv_fwd:avx512_core_vnni", "3×3", 0.0261),
+        Primitive("reorder", None, "jit:uni", "u8 to f32", 0.5),
+        Primitive("matmul", "f32", "", "", 0.25),
+    ]
+
+
 def ran(**counts):
     return {kind: {"count": count, "share": None} for kind, count in counts.items()}
 

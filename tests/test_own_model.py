@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, SHAPE, images
 
-from helpers import benchmark, graphs
+from helpers import benchmark, graphs, machine
+from helpers.benchmark import candidate
 from helpers.quantize import __main__ as command
 from helpers.quantize import ladder, quantize, reading
 
@@ -207,3 +208,91 @@ def test_an_interruption_is_no_traceback(monkeypatch, tmp_path, capsys):
     assert command.main(["x.keras", "--output", str(tmp_path)]) == 130
     assert "Interrupted" in capsys.readouterr().err
     assert not [path for path in Path(tmp_path).rglob("*") if path.suffix in (".part", ".tmp")]
+
+
+class Gone(Exception):
+    """In the place of a process that another Python takes over."""
+
+
+def handed_over(monkeypatch, words):
+    """What env_current's Python would be started with: (path, arguments, environment)."""
+
+    def leave(*how):
+        raise Gone(*how)
+
+    monkeypatch.setattr(candidate, "current_absent", lambda: None)
+    monkeypatch.setattr(command.os, "execve", leave)
+    with pytest.raises(Gone) as caught:
+        command.main(words)
+    return caught.value.args
+
+
+def test_todays_tensorflow_goes_on_with_the_same_arguments(monkeypatch):
+    words = ["net.pb", "--data", "x.npz", "--scale=1/127.5,-1", "--shape", "8,8,3", "--quick"]
+    words += ["--tolerance=-1", "--output", "a folder"]
+    python, given, variables = handed_over(monkeypatch, [*words, "--runtime", "tensorflow"])
+    assert python == given[0] == str(ROOT / "env_current" / "bin" / "python")
+    assert str(ROOT) in variables["PYTHONPATH"]
+    again, before = command.parse(given[4:]), command.parse(words)
+    assert vars(again) == {**vars(before), "runtime": "tensorflow"}
+
+
+def test_a_file_of_keras_2_is_read_by_keras_2(keras_model, tmp_path, monkeypatch):
+    keras_model.save(tmp_path / "mine.h5")
+    words = [str(tmp_path / "mine.h5"), "--output", str(tmp_path / "out")]
+    _, given, _ = handed_over(monkeypatch, [*words, "--runtime", "tensorflow"])
+    folder = Path(given[4])
+    assert (folder.name, folder.is_relative_to(tmp_path / "out")) == ("mine", True)
+    source, x = reading.read(folder), images(5)
+    names = keras_model.input_names[0], keras_model.output_names[0]
+    assert (source.kind, source.input_name, source.output_name) == ("SavedModel", *names)
+    assert np.allclose(source.predict(x), keras_model(x), atol=1e-5)
+
+
+def test_where_todays_tensorflow_is_absent_the_sentence_says_how_to_get_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(candidate, "CURRENT", tmp_path)
+    assert command.main(["net.keras", "--runtime", "tensorflow"]) == 1
+    assert "run ./set_env.sh --current, or leave --runtime" in capsys.readouterr().err
+    monkeypatch.setattr(machine, "has_itex", lambda: False)
+    assert command.main(["net.keras", "--runtime", "itex"]) == 1
+    assert "Intel's extension is not installed" in capsys.readouterr().err
+
+
+def times(verdict, median):
+    return {"throughput_times": {"median": median}, "verdict": verdict}
+
+
+@pytest.mark.parametrize(
+    ("int8", "bf16", "sentence"),
+    [
+        ([("faster", 2.0), ("no effect", 1.0)], [], None),
+        (
+            [("slower", 0.7), ("slower", 0.85)],
+            [],
+            "at batch 1 and 32: it is 0.70 and 0.85 times as fast as FP32. Stay with FP32 there.",
+        ),
+        (
+            [("slower", 0.7), ("faster", 1.5)],
+            [("faster", 1.4), ("no effect", 1.0)],
+            "at batch 1: it is 0.70 times as fast as FP32. Take BF16 there, which is 1.40 times as",
+        ),
+        ([("slower", 0.7), ("faster", 2)], [("slower", 0.9), ("faster", 2)], "Stay with FP32"),
+    ],
+)
+def test_a_network_that_loses_by_int8_is_told_so(int8, bf16, sentence):
+    ratios = [
+        {"candidate": name, "baseline": "FP32", "batch_size": size, **times(*one)}
+        for name, entries in (("INT8", int8), ("BF16", bf16))
+        for size, one in zip((1, 32), entries)
+    ]
+    names = ["FP32", *["BF16"] * bool(bf16), "INT8"]
+    told = command.advice(
+        {
+            "candidates": [{"name": name} for name in names],
+            "settings": {"batch_sizes": [1, 32]},
+            "ratios": ratios,
+        }
+    )
+    assert sentence in told if sentence else told == ""

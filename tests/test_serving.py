@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHAPE, images
 
-from helpers import UserError, graphs
+from helpers import UserError, graphs, machine
 from helpers.benchmark.candidate import environment
 from helpers.quantize import serving
 
@@ -83,10 +83,11 @@ def test_what_has_to_be_set_is_set_before_tensorflow(folder):
         [sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    before, _, after = serving.SCRIPT.partition("import tensorflow")
+    before, _, after = (folder / "serve.py").read_text().partition("import tensorflow")
     assert "os.environ[" not in after.replace("os.environ['OMP", "") and "helpers" not in after
     for name, value in environment(1).items():
-        if name.startswith(("TF_ENABLE", "KMP_", "_ONEDNN", "TF_NUM_INTER")):
+        cache = ["_ONEDNN"] * machine.has_itex()
+        if name.startswith(("TF_ENABLE", "KMP_", "TF_NUM_INTER", *cache)):
             assert f"{name}={value}" in done.stdout.split() and name in before
 
 
@@ -164,13 +165,15 @@ def test_inputs_without_a_fixed_shape_need_a_request(small, tmp_path):
     assert done.returncode == 2 and "give an .npy" in done.stderr
 
 
-def test_the_script_is_laid_out(folder):
+@pytest.mark.parametrize("form", [serving.QDQ, serving.INTEGER], ids=["qdq", "integer"])
+def test_the_script_is_laid_out(form, tmp_path):
     ruff = f"{sys.prefix}/bin/ruff"
     if not os.path.exists(ruff):
         pytest.skip("needs the packages of tests/requirements.txt")
+    (tmp_path / "serve.py").write_text(serving.script(form))
     how = ["--quiet", "--config", str(ROOT / "pyproject.toml")]
     for words in (["check", "--ignore", "E402"], ["format", "--check"]):
-        command = [ruff, *words, *how, folder / "serve.py"]
+        command = [ruff, *words, *how, tmp_path / "serve.py"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
-    assert len(serving.SCRIPT.splitlines()) < 70
+    assert len(serving.script(form).splitlines()) < 70

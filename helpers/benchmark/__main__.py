@@ -9,7 +9,7 @@ import numpy as np
 
 from helpers import UserError, graphs
 from helpers.benchmark import peers, report
-from helpers.benchmark.candidate import candidates
+from helpers.benchmark.candidate import candidates, current
 from helpers.benchmark.measurement import compare, dummy_inputs
 from helpers.benchmark.settings import read_settings
 
@@ -48,6 +48,8 @@ def parse(arguments):
         action="store_true",
         help="also OpenVINO, ONNX Runtime, LiteRT (needs env_peers/)",
     )
+    text = "also INT8 in TensorFlow's own integer operations, run in env_current/ (frozen .pb)"
+    add("--integer", type=Path, metavar="GRAPH", help=text)
     add("--calibration", type=Path, help="images for --peers as .npy; default: dummy images")
     add("--settings", type=Path, metavar="FILE", help="threads, batch sizes, knobs of notebook 06")
     add("--batch-size", type=positive(int), nargs="+", metavar="N", help="default: 1 32")
@@ -88,6 +90,8 @@ def run(options):
     inputs = load_inputs(options.inputs) if options.inputs else None
     if inputs is None:
         inputs = made_up(options, chosen, max(64, *batch_sizes))
+    if options.integer:
+        chosen.append(current(options.integer, **names))
     if options.peers:
         if peers.absent():
             raise UserError(peers.absent())
@@ -119,8 +123,7 @@ def made_up(options, chosen, count, seed=0):
     fp32 = graphs.read_graph(options.fp32)
     signature = graphs.find_signature(fp32, options.input_name, options.output_name, options.fp32)
     facts = vars(signature) | ({"shape": options.shape} if options.shape else {})
-    own = [chosen[0], chosen[-1]]
-    return dummy_inputs(own, facts, count, seed)
+    return dummy_inputs([chosen[0], chosen[-1]], facts, count, seed)
 
 
 def load_inputs(path):

@@ -1,6 +1,8 @@
 """What is measured, and the environment that its process gets."""
 
+import importlib.metadata
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,8 @@ from helpers import UserError, machine
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "env_peers"  # the environment of the other runtimes (./set_env.sh --peers)
+CURRENT = ROOT / "env_current"  # that of today's TensorFlow, without ITEX (./set_env.sh --current)
+OWN = ("tensorflow", "tensorflow-current")  # runtimes that take a frozen graph of TensorFlow
 BF16_KNOBS = {
     "ITEX_AUTO_MIXED_PRECISION": "1",
     "ITEX_AUTO_MIXED_PRECISION_DATA_TYPE": "BFLOAT16",
@@ -30,7 +34,8 @@ class Candidate:
     A name that begins with FP32, BF16 or INT8 is a promise: oneDNN's weights are then checked to
     be f32, bf16 or s8 when it runs. `stock` leaves ITEX's optimisers out. `instances` are the
     logical CPUs of each of several processes that work at the same time; () is one process with
-    all threads, not pinned. Models of another `runtime` are made by helpers.benchmark.peers.
+    all threads, not pinned. "tensorflow-current" is the `runtime` of `current`; models of others
+    are made by helpers.benchmark.peers.
     `variants` are other ways to run the same: at each batch size the fastest of all is measured.
     One that is not `required` may fail: then it is left out, and the result says why; `refused`
     says so of one that has no model.
@@ -77,14 +82,53 @@ def candidates(fp32, int8, bf16=None, **names):
 
     FP32 runs with ITEX or without, whichever is faster at a batch size. `bf16` None means: where
     the CPU has it. `names` may hold input_name and output_name. Raises UserError where BF16 is
-    asked for and not there.
+    asked for and not there. Where there is no ITEX all run in TensorFlow alone, BF16 under its own
+    auto mixed precision.
     """
     if bf16 is None:
         bf16 = machine.has_bf16()
+    if not machine.has_itex():
+        middle = [Candidate("BF16", fp32, dict(BF16_KNOBS), stock=True, **names)] if bf16 else []
+        base, int8 = (
+            Candidate(*pair, stock=True, **names) for pair in (("FP32", fp32), ("INT8", int8))
+        )
+        return [base, *middle, int8]
     stock = Candidate("FP32", fp32, stock=True, variant="without ITEX", **names)
     best = Candidate("FP32", fp32, variant="ITEX", variants=[stock], **names)
     middle = [Candidate("BF16", fp32, dict(BF16_KNOBS), **names)] if bf16 else []
     return [best, *middle, Candidate("INT8", int8, **names)]
+
+
+def current(graph, **names):
+    """INT8 in integer operations (helpers.quantize.integer), run by the TensorFlow of env_current.
+
+    `names` may hold input_name and output_name. Raises UserError where env_current/ is absent.
+    """
+    if current_absent():
+        raise UserError(current_absent())
+    found = importlib.metadata.distributions(name="tensorflow", path=_packages(CURRENT))
+    release = ".".join(next(iter(found)).version.split(".")[:2])
+    return Candidate(
+        f"INT8, TensorFlow {release}", graph, stock=True, runtime="tensorflow-current", **names
+    )
+
+
+def current_absent():
+    """None where env_current/ is there, else the sentence that says how to get it."""
+    if (CURRENT / ".finished").exists():
+        return None
+    return "Today's TensorFlow is not installed (no env_current/): run ./set_env.sh --current"
+
+
+def _packages(environment):
+    return [str(path) for path in environment.glob("lib/python3*/site-packages")]
+
+
+def python_of(runtime):
+    """The Python that has a runtime's packages."""
+    if runtime == "tensorflow":
+        return sys.executable
+    return (CURRENT if runtime == "tensorflow-current" else PEERS) / "bin" / "python"
 
 
 def refuse_bf16(candidate):

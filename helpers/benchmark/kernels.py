@@ -38,6 +38,8 @@ def parse(lines):
     executed, named = [], 0
     for line in lines:
         words = line.split(",")
+        if words[1:2] == ["v1"]:  # as the oneDNN 3.x of TensorFlow 2.21 begins its lines
+            del words[1]
         if words[1:3] == ["graph", "exec"] and len(words) > 6:
             names = tuple(words[6].split(";"))
             if words[-2] == "compiler_backend":
@@ -51,7 +53,9 @@ def parse(lines):
             words = words[2:]
         else:
             continue
-        weights = re.search(r"wei_(\w+?):", words[4]) if words[1] in LAYERS else None
+        if words[1] == "gemm_api":  # the product of two matrices that TensorFlow asks for by hand
+            words[1] = "matmul"
+        weights = re.search(r"wei[_:](\w+?):", words[4]) if words[1] in LAYERS else None
         executed.append(
             Primitive(
                 *(words[1], weights and weights[1], words[2], _kind(words), float(words[-1])),
@@ -75,7 +79,7 @@ def _kind(words):
     size = re.search(r"kh(\d+).*?kw(\d+)", words[-2])
     if words[1] == "convolution" and size:
         return f"{size[1]}×{size[2]}"
-    types = re.findall(r"(?:src|dst)_(\w+):", words[4])
+    types = re.findall(r"(?:src|dst)[_:](\w+?):", words[4])
     return " to ".join(types) if words[1] in ("reorder", "pooling") else ""
 
 

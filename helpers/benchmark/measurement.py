@@ -8,7 +8,7 @@ import numpy as np
 
 from helpers import UserError, datasets, files, graphs, machine, stats
 from helpers.benchmark import kernels
-from helpers.benchmark.candidate import CLOCK, refuse_bf16
+from helpers.benchmark.candidate import CLOCK, OWN, refuse_bf16
 from helpers.benchmark.processes import teams_for
 from helpers.benchmark.result import SCHEMA
 
@@ -419,7 +419,7 @@ def dummy_inputs(chosen, facts, count, seed=0):
             f"The shape of input '{facts['input']}' is not in the graph ({shape}). Give it, "
             "without the batch (--shape 224,224,3), or inputs (--inputs FILE.npy)."
         )
-    own = [graphs.read_graph(one.graph) for one in chosen if one.runtime == "tensorflow"]
+    own = [graphs.read_graph(one.graph) for one in chosen if one.runtime in OWN]
     rng = np.random.default_rng(seed)
     if dtype.kind in "iu" and dtype != np.uint8:
         rows = graphs.vocabulary(own[0])

@@ -5,11 +5,10 @@ import dataclasses
 import itertools
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from helpers import UserError, machine
-from helpers.benchmark.candidate import CLOCK, PEERS, environment
+from helpers.benchmark.candidate import CLOCK, environment, python_of
 from helpers.stats import Round
 
 OPENING = 0.05  # seconds in which all instances get busy before their common window opens
@@ -25,11 +24,9 @@ class Worker:
     def __init__(self, candidate, threads, log, cpus=None):
         self.name, self.log = candidate.name, log
         log.parent.mkdir(parents=True, exist_ok=True)
-        own = candidate.runtime == "tensorflow"
-        python = sys.executable if own else PEERS / "bin" / "python"
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
-                [python, "-P", "-m", "helpers.benchmark.worker"],
+                [python_of(candidate.runtime), "-P", "-m", "helpers.benchmark.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -32,6 +32,7 @@ class Software(TypedDict):
     neural_compressor: str | None
     numpy: str | None
     onednn: str | None  # the one that ITEX brings
+    tensorflow_current: NotRequired[str]  # that of env_current/, where it ran a candidate
     commit: str | None  # of this package, with + where files were changed
 
 
@@ -90,7 +91,7 @@ class Candidate(TypedDict):
     graph: str  # the file, relative to the result
     sha256: str  # of the file
     bytes: int
-    runtime: str  # tensorflow, openvino, onnxruntime, litert
+    runtime: str  # tensorflow, tensorflow-current, openvino, onnxruntime, litert
     knobs: dict[str, str]  # variables in which it differs from the others
     environment: dict  # all variables in force that steer TensorFlow, ITEX, oneDNN, OpenMP
     instances: int  # processes that worked at the same time

@@ -48,7 +48,10 @@ def _printed(lines):
 
 
 class TensorFlow:
-    """A frozen graph in a Session, under ITEX or, with `stock`, without."""
+    """A frozen graph in a Session, under ITEX or, with `stock`, without.
+
+    Of TensorFlow's own oneDNN there is a log where the process began with ONEDNN_VERBOSE=1.
+    """
 
     def __init__(self, job):
         names = job["input_name"], job["output_name"]
@@ -58,10 +61,18 @@ class TensorFlow:
         layers = graphs.layers(self._graph.session.graph.as_graph_def())
         self.facts = {
             "device": self._graph.device,
-            "software": {"onednn": machine.onednn_version()},
+            "software": self._software(job["runtime"]),
             "layers": {"int8": sum(layer.int8 for layer in layers), "all": len(layers)},
             "environment": steering(os.environ),
         }
+
+    @staticmethod
+    def _software(runtime):
+        import tensorflow as tf
+
+        if runtime == "tensorflow-current":
+            return {"tensorflow_current": tf.__version__}
+        return {"onednn": machine.onednn_version()}
 
     def __call__(self, batch):
         return self._graph(batch)
@@ -72,7 +83,8 @@ class TensorFlow:
     def kernels(self, call):
         """{"ms": of the call, "primitives": the fields of each kernels.Primitive, "source"}."""
         libraries = [] if self._stock else machine.onednn_libraries()
-        if not libraries:  # TensorFlow's own oneDNN cannot be asked once it is loaded
+        logs = os.environ.get("ONEDNN_VERBOSE") == "1"
+        if not libraries and not logs:  # TensorFlow's own cannot be asked once it is loaded
             return {"ms": None, "primitives": self._operations(), "source": "TensorFlow's graph"}
         lines = []
         with _printed(lines):
@@ -84,7 +96,7 @@ class TensorFlow:
                 ms = 1e3 * (CLOCK() - start)
             finally:
                 for library in libraries:
-                    library.dnnl_set_verbose(0)
+                    library.dnnl_set_verbose(int(logs))
         rows = [list(vars(primitive).values()) for primitive in kernels.parse(lines)]
         return {"ms": ms, "primitives": rows, "source": "oneDNN's log"}
 
@@ -333,6 +345,7 @@ def _delegated(operations):
 
 RUNTIMES = {
     "tensorflow": TensorFlow,
+    "tensorflow-current": TensorFlow,
     "openvino": OpenVINO,
     "onnxruntime": OnnxRuntime,
     "litert": LiteRT,

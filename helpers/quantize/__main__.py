@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 import math
+import os
 import sys
 import time
 from pathlib import Path
 
 from helpers import UserError, benchmark, files, graphs, machine
-from helpers.benchmark import peers, report
-from helpers.quantize import data, ladder, layers, reading, serving
+from helpers.benchmark import candidate, peers, report
+from helpers.quantize import data, forms, ladder, layers, reading, serving
 
 TOLERANCE = {"accuracy": 1.0, "agreement with FP32": 3.0}  # percentage points
 BATCH_SIZES = (1, 32)
@@ -30,6 +31,9 @@ def parse(arguments):
     add("--tolerance", type=float, metavar="POINTS",
         help="percentage points that may be lost; default: 1 of the accuracy, without labels 3 of "
         "the agreement with FP32")  # fmt: skip
+    text = "what is to run INT8: itex (Intel's extension, the default where it is installed) or "
+    text += "tensorflow (today's TensorFlow alone, in env_current/)"
+    add("--runtime", choices=("itex", "tensorflow"), help=text)
     add("--peers", action="store_true", help="also OpenVINO and ONNX Runtime (set_env.sh --peers)")
     add("--quick", action="store_true", help="less data, shorter measuring")
     add("--limit", type=float, help="seconds of measuring; default: 240, quick 60")
@@ -57,6 +61,8 @@ def step(title):
 def main(arguments=None):
     options = parse(arguments)
     try:
+        if choose_runtime(options):
+            go_on_elsewhere(options)
         return run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -66,11 +72,75 @@ def main(arguments=None):
     return 1
 
 
+def import_tensorflow():
+    """Import TensorFlow without the lines that 2.21 prints then whatever its log level is."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def choose_runtime(options):
+    """Set the runtime where none was named; whether another Python than this one has it.
+
+    Raises UserError where no Python here has it.
+    """
+    here = "itex" if machine.has_itex() else "tensorflow"
+    options.runtime = options.runtime or here
+    if options.runtime == here:
+        return False
+    if options.runtime == "itex":
+        raise UserError(
+            "Intel's extension is not installed in this environment. Leave --runtime itex out, for "
+            "INT8 in TensorFlow's own operations, or call env_intel_tf/bin/python."
+        )
+    if candidate.current_absent():
+        raise UserError(f"{candidate.current_absent()}, or leave --runtime tensorflow out.")
+    return True
+
+
+def go_on_elsewhere(options):
+    """Have env_current's Python take the place of this one, with the same arguments.
+
+    A file of Keras 2, which Keras 3 may read as something else, is read here, and handed over as a
+    SavedModel below the output folder.
+    """
+    version = reading.keras_version(options.model)
+    if version and reading.major(version) < 3:
+        with step(f"Read the model by its Keras {version}, for today's TensorFlow"):
+            folder = options.output.absolute() / "models" / "from_keras_2" / options.model.stem
+            options.model = reading.export(options.model, folder, options.shape)
+    python = str(candidate.python_of("tensorflow-current"))
+    paths = filter(None, (str(candidate.ROOT), os.environ.get("PYTHONPATH")))
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    sys.stdout.flush()
+    words = [python, "-P", "-m", "helpers.quantize", *words_of(options)]
+    os.execve(python, words, variables)
+
+
+def words_of(options):
+    """The options as they are written in a command line."""
+    given = dict(vars(options))
+    words = [str(given.pop("model"))]
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words += [f"--{name}"] * value
+        elif value is not None:
+            text = ",".join(map(str, value)) if name == "shape" else value
+            words.append(f"--{name}={text}")
+    return words
+
+
 def run(options):
     """All of the command; its status: 0 when INT8 holds."""
     if options.peers and peers.absent():
         raise UserError(peers.absent())
     output = options.output.absolute()
+    import_tensorflow()
     with step("Read the model and the data, and freeze"):
         source = reading.read(options.model, options.shape)
         given = read_data(options, source)
@@ -86,7 +156,8 @@ def run(options):
             print(f"  Judged by {judge.word} on {len(given.decision):,} inputs; FP32 has "
                   f"{judge.baseline:.2%}, {tolerance:g} points may be lost.")  # fmt: skip
         folder = output / "models" / "trials"
-        trials, why = ladder.climb(fp32, given.calibration, judge, tolerance, folder)
+        form = forms.form_of(options.runtime)(fp32, given.calibration, folder)
+        trials, why = ladder.climb(fp32, given.calibration, judge, tolerance, folder, form=form)
     if not trials[-1].passed:
         return instead(options, output, fp32, given, judge, trials, tolerance)
     int8 = graphs.write_graph(graphs.read_graph(trials[-1].graph), output / "models" / "int8.pb")
@@ -95,8 +166,8 @@ def run(options):
     with step("Look at each layer"):
         size = max(BATCH_SIZES)
         images = given.decision[:size]
-        _, primitives = benchmark.profile(int8, images, [size])[size]
-        rows, reasons = layers.look(result, fp32, int8, images, why, size, primitives)
+        ran, simulated = forms.executed(int8, images, size), form.simulated(trials[-1].graph)
+        rows, reasons = layers.look(result, fp32, int8, images, why, size, ran, simulated)
         files.write_json(output / "layers.json", rows)
         print(layers.table(rows))
     with step("Write what serves it, and time that"):
@@ -105,7 +176,7 @@ def run(options):
         session, signature = (cost[way]["median"] for way in ("session_ms", "signature_ms"))
         print(f"  One input takes {session:.2f} ms in a Session, as serve.py has it, and "
               f"{signature:.2f} ms through the signature (median calls).")  # fmt: skip
-    print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}")
+    print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}{advice(result)}")
     if options.peers and not given.made_up:
         print(to_ship(result, tolerance))
     written = "models/fp32.pb, models/int8.pb, saved_model/, serve.py, layers.json, result.json"
@@ -165,7 +236,8 @@ def instead(options, output, fp32, given, judge, trials, tolerance):
             **effort(options),
         )  # fmt: skip
         report.show(result, output)
-    print(f"\n{text}, or take BF16: the FP32 graph under ITEX's auto mixed precision, as above.")
+    whose = "ITEX's" if options.runtime == "itex" else "TensorFlow's"
+    print(f"\n{text}, or take BF16: the FP32 graph under {whose} auto mixed precision, as above.")
     return 1
 
 
@@ -185,6 +257,32 @@ def closing(result, rows, given, last):
         )
     same = result["agreement"]["INT8"]["top1"]
     return f"{text} On inputs that took part in no decision it agrees with FP32 for {same:.2%}."
+
+
+def advice(result):
+    """What to take where INT8 is slower than FP32, by the ratios of the result; "" elsewhere."""
+    names = [entry["name"] for entry in result["candidates"]]
+    sizes = [
+        size
+        for size in result["settings"]["batch_sizes"]
+        if report.ratio(result, "INT8", size)["verdict"] == "slower"
+    ]
+    if not sizes:
+        return ""
+
+    def times(name):
+        medians = [report.ratio(result, name, size)["throughput_times"]["median"] for size in sizes]
+        return " and ".join(f"{median:.2f}" for median in medians)
+
+    at = " and ".join(map(str, sizes))
+    text = f"\nINT8 does not pay on this CPU at batch {at}: "
+    text += f"it is {times('INT8')} times as fast as FP32."
+    faster = "BF16" in names and all(
+        report.ratio(result, "BF16", size)["verdict"] == "faster" for size in sizes
+    )
+    if faster:
+        return f"{text} Take BF16 there, which is {times('BF16')} times as fast as FP32."
+    return f"{text} Stay with FP32 there."
 
 
 def to_ship(result, tolerance):

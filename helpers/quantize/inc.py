@@ -154,7 +154,7 @@ def _versions():
 def _quantized(graph_def, loader, settings, name, log):
     """The GraphDef that INC makes of one, mended."""
     granularity, _, form, float_layers, algorithm = settings
-    renamed, given = _safe_names(graph_def)
+    renamed, given = safe_names(graph_def)
     safe = {given_name: safe_name for safe_name, given_name in given.items()}
     # asked for KL, INC writes into the current folder
     with quiet(log), tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
@@ -167,9 +167,9 @@ def _quantized(graph_def, loader, settings, name, log):
             config.set_local(pattern, StaticQuantConfig(weight_dtype="fp32", act_dtype="fp32"))
         try:
             model = Model(str(graphs.write_graph(renamed, Path(scratch) / "source.pb")))
-            if form == "legacy":
-                TFConfig.global_config["backend"] = "default"
-            quantized = quantize_model(model, config, loader, len(loader)).graph_def
+            TFConfig.global_config["backend"] = {"legacy": "default", "qdq": "itex"}[form]
+            with _without_asking_for_itex():
+                quantized = quantize_model(model, config, loader, len(loader)).graph_def
         except Exception as error:  # INC raises whatever its passes run into
             raise UserError(
                 f"Intel Neural Compressor gives no INT8 graph for {name} ({error}). What it did "
@@ -182,7 +182,20 @@ def _quantized(graph_def, loader, settings, name, log):
     return _rename(quantized, given)
 
 
-def _safe_names(graph_def):
+@contextlib.contextmanager
+def _without_asking_for_itex():
+    """Have INC write the form "qdq" where ITEX is not installed; TensorFlow runs it in float."""
+    from neural_compressor.tensorflow.algorithms.static_quant import tensorflow
+
+    adaptor = tensorflow.TensorFlowAdaptor
+    before, adaptor._check_itex = adaptor._check_itex, lambda self: None
+    try:
+        yield
+    finally:
+        adaptor._check_itex = before
+
+
+def safe_names(graph_def):
     """A copy whose names INC does not cut, and {name in it: name given} of those that differ.
 
     INC looks for words of its own in the names of operations, "__" among them; what it does not

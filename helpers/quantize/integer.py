@@ -117,6 +117,23 @@ def _fused_form(wanted, log):
             setattr(module, copy, before)
 
 
+def layers(graph_def, source):
+    """The graphs.Layer of the float graph `source` with what became of each in `graph_def`.
+
+    `graph_def` is what `quantize` made of `source`, or of a graph with the same names.
+    """
+    made, float_layers = set(), graphs.layers(source)
+    for layer in graphs.layers(graph_def):
+        if layer.int8:  # <layer>_eightbit_requantize and the like
+            made.add(layer.name.partition("_eightbit_")[0])
+    _, given = inc.safe_names(source)
+    safe = {name: safe_name for safe_name, name in given.items()}
+    return [
+        graphs.Layer(layer.name, layer.op, safe.get(layer.name, layer.name) in made)
+        for layer in float_layers
+    ]
+
+
 def mend(graph_def):
     """What INC writes in integer operations (either form), with its faults mended: a GraphDef.
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import UserError, benchmark, graphs, machine, stats
-from helpers.quantize import equalizing
-from helpers.quantize.inc import quantize
+from helpers.quantize import equalizing, forms
 
 PATIENCE = 300  # seconds for the costs of layers; those not reached by then stay in INT8
 
@@ -157,26 +156,24 @@ def classes(outputs):
     return (rows[:, 0] > (0.5 if rows.min() >= 0 and rows.max() <= 1 else 0)).astype(int)
 
 
-def climb(fp32, images, judge, tolerance, folder, tell=print):
+def climb(fp32, images, judge, tolerance, folder, tell=print, form=None):
     """Quantize the frozen graph `fp32` until `judge` is content: (trials, why), the last decides.
 
     The attempts, each with all layers in INT8 before any goes back: per channel; calibrated on
     ranges without the outermost values; after cross-layer equalization; then the 1, 2, 4, … layers
     back in FP32 that cost most alone. `images` (N, …) are calibrated on, `tolerance` is in
     percentage points. Layers that end the process in INT8 are found by halving and stay FP32;
-    `why` says of each layer left in FP32 why: {name: reason}.
+    `why` says of each layer left in FP32 why: {name: reason}. `form` makes the graphs: one of
+    helpers.quantize.forms, by default that of ITEX.
     """
     folder, why = Path(folder), {}
-    graph_def = graphs.read_graph(fp32)
+    form = form or forms.Qdq(fp32, images, folder)
 
-    def int8_of(name, source=fp32, **how):
-        path = folder / f"{name}.pb"
-        log = folder / f"{name}.log"
-        made = quantize(source, images, path, float_layers=sorted(why), log=log, **how)
-        return _runnable(made, judge, why, tell)
+    def int8_of(name, source=fp32):
+        return _runnable(form.make(name, source, why), judge, why, tell, form)
 
     def equalized():
-        changed = equalizing.equalize(graph_def)
+        changed = equalizing.equalize(graphs.read_graph(fp32))
         if changed is None:
             return None
         return int8_of("equalized", graphs.write_graph(changed, folder / "equalized_fp32.pb"))
@@ -185,47 +182,43 @@ def climb(fp32, images, judge, tolerance, folder, tell=print):
         [("per channel", lambda: int8_of("per_channel"))], judge, judge.baseline, tolerance
     )
     more = [
-        ("ranges without outliers", lambda: _clipped(trials[0].graph, graph_def, images, folder)),
+        (form.clipping, lambda: form.clipped(trials[0].graph, why)),
         ("cross-layer equalization", equalized),
     ]
     if not trials[-1].passed:
         trials += tune(more, judge, judge.baseline, tolerance, first=len(trials) + 1)
     if not trials[-1].passed:
         best = max(trials, key=lambda trial: trial.accuracy)
-        found = costs(fp32, best.graph, judge.inputs[:50], seconds=PATIENCE)
+        simulated = form.simulated(best.graph)
+        found = costs(fp32, simulated, judge.inputs[:50], seconds=PATIENCE)
         worst = sorted(found, key=found.get)
-        steps = _partly_float(best, worst, folder)
+        steps = _partly_float(best, worst, folder, form)
         trials += tune(steps, judge, judge.baseline, tolerance, first=len(trials) + 1)
-        left = graphs.layers(graphs.read_graph(trials[-1].graph))
-        floats = {layer.name for layer in left if not layer.int8}
-        why |= {name: "back in FP32 to keep the accuracy" for name in worst if name in floats}
+        left = form.int8_layers(trials[-1].graph)
+        why |= {name: "back in FP32 to keep the accuracy" for name in worst if name not in left}
     return trials, why
 
 
-def _partly_float(trial, worst, folder):
+def _partly_float(trial, worst, folder, form):
     """(name, make) for a trial's graph with the 1, 2, 4, … worst layers in FP32, up to half."""
     counts = (2**power for power in itertools.count())
     for count in itertools.takewhile(lambda count: count <= max(1, len(worst) // 2), counts):
 
         def make(count=count):
-            graph = graphs.leave_float(graphs.read_graph(trial.graph), worst[:count])
-            return graphs.write_graph(graph, folder / f"{count}_float.pb")
+            return form.without(trial.graph, worst[:count], folder / f"{count}_float.pb")
 
         yield f"{count} layer{'s' * (count > 1)} back in FP32", make
 
 
-def _runnable(path, judge, why, tell):
+def _runnable(path, judge, why, tell, form):
     """The graph at `path`, or one beside it without the layers that end its process in INT8.
 
     Their names are added to `why`. Raises UserError where it is not one layer or a few.
     """
-    graph_def = graphs.read_graph(path)
-    names = [layer.name for layer in graphs.layers(graph_def) if layer.int8]
-    trial = path.with_name(f"{path.stem}_runs.pb")
+    names, trial = form.int8_layers(path), path.with_name(f"{path.stem}_runs.pb")
 
     def ends(in_int8):
-        floats = [name for name in names if name not in in_int8]
-        graphs.write_graph(graphs.leave_float(graph_def, floats), trial)
+        form.without(path, [name for name in names if name not in in_int8], trial)
         try:
             benchmark.outputs(trial, judge.inputs[:8])
         except benchmark.ProcessEnded:
@@ -265,42 +258,3 @@ def culprits(names, ends, most=8):
             runs, fails = (runs, middle) if ends(left[:middle]) else (middle, fails)
         guilty.append(left.pop(fails - 1))
     return guilty
-
-
-def _clipped(path, fp32, images, folder, share=99.99, most=32):
-    """An INT8 graph whose activations' ranges leave out what lies beyond a percentile.
-
-    One image with a value far from all others makes every step larger; `share` is in percent,
-    the ranges are means over batches of 8 of the first `most` images.
-    """
-    graph_def = graphs.read_graph(path)
-    network = graphs.Network(graph_def)
-    known = {node.name for node in fp32.node}
-    sources = {}  # the activation -> the node that quantizes it
-    for node in graph_def.node:
-        if node.op == "QuantizeV2" and network.value(node.input[0]) is None:
-            name = graphs.node_name(node.input[0])
-            sources |= {name: node} if name in known else {}
-    tensors, batches = graphs.Tensors(fp32, sources), []
-    for start in range(0, min(most, len(images)), 8):
-        found = tensors(images[start : start + 8])
-        batches.append([np.percentile(found[name], (100 - share, share)) for name in sources])
-    for node, (low, high) in zip(sources.values(), np.mean(batches, axis=0)):
-        was_low, was_high = (float(network.value(name)) for name in node.input[1:3])
-        if was_low < 0:
-            high = max(abs(low), abs(high))
-            low = -high
-        ends = (max(low, was_low) if was_low < 0 else was_low), min(high, was_high)
-        if ends[1] > ends[0]:
-            for name, end in zip(node.input[1:3], ends):
-                _set(network.nodes[graphs.node_name(name)], end)
-    return graphs.write_graph(graph_def, folder / "clipped.pb")
-
-
-def _set(constant, value):
-    """Give a scalar constant of a range another value."""
-    import tensorflow as tf
-
-    shape = [dim.size for dim in constant.attr["value"].tensor.tensor_shape.dim]
-    tensor = tf.make_tensor_proto(np.full(shape, value, np.float32))
-    constant.attr["value"].tensor.CopyFrom(tensor)

@@ -8,7 +8,7 @@ import numpy as np
 
 from helpers import UserError, benchmark, graphs, machine
 from helpers.benchmark import report
-from helpers.quantize import folding, ladder
+from helpers.quantize import folding, integer, ladder
 
 IMAGES = 16  # what each layer costs is judged on so many at most, with a network for each
 PATIENCE = 60  # seconds for that; the layers that take most of the call come first
@@ -20,13 +20,14 @@ FEW_OPERATIONS = (
 )
 
 
-def layers(fp32, int8, images, why=None, batch_size=1, executed=None):
+def layers(fp32, int8, images, why=None, batch_size=1, executed=None, simulated=None):
     """What became of each convolution and matrix product: a list of dicts, in graph order.
 
-    `fp32` and `int8` are frozen graphs (paths), the second in the form "qdq"; `images` has shape
-    (N, …), `why` gives reasons known beforehand: {layer name: text}. `executed` is what
-    benchmark.profile gives for the INT8 graph at `batch_size`, (ms, [Primitive]), where the caller
-    has it (about the ms: `outside`). The fields:
+    `fp32` and `int8` are frozen graphs (paths), the second in the form "qdq", or in integer
+    operations with `simulated`, the form "qdq" of the same that tells what each layer costs;
+    `images` has shape (N, …), `why` gives reasons known beforehand: {layer name: text}. `executed`
+    is what benchmark.profile gives for the INT8 graph at `batch_size`, (ms, [Primitive]), where the
+    caller has it (about the ms: `outside`). The fields:
 
     name, op   of the layer in the graph
     int8       whether it ran in INT8: its kernel was s8 in oneDNN's log
@@ -52,26 +53,30 @@ def layers(fp32, int8, images, why=None, batch_size=1, executed=None):
             "intel-extension-for-tensorflow installed in this environment?"
         )
     ms = max(ms, sum(primitive.ms or 0 for primitive in primitives))  # another call than was logged
-    found = _sizes(graph_def, (batch_size, *np.shape(images)[1:]))
-    order = {node.name: place for place, node in enumerate(graphs.read_graph(fp32).node)}
+    whole = graphs.is_integer(graph_def)
+    original = graphs.read_graph(fp32)
+    found = _sizes(original if whole else graph_def, (batch_size, *np.shape(images)[1:]))
+    order = {node.name: place for place, node in enumerate(original.node)}
     found = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
     ran = _matched({name: layer["sizes"] for name, layer in found.items()}, primitives)
     slowest = sorted(ran, key=lambda name: -(ran[name][2] or 0))
-    costs, reasons = _costs(fp32, int8, images, slowest), {**reasons_in(graph_def), **(why or {})}
+    costs = _costs(fp32, simulated or int8, images, slowest)
+    reasons = _reasons_in_integers(graph_def, original) if whole else reasons_in(graph_def)
+    reasons |= why or {}
     return [
         _row(name, layer, ran.get(name), ms, reasons.get(name), costs.get(name))
         for name, layer in found.items()
     ]
 
 
-def look(result, fp32, int8, images, why, size, primitives):
+def look(result, fp32, int8, images, why, size, primitives, simulated=None):
     """The rows of `layers` at a batch size, and the paragraph that explains them.
 
     `result` is that of a comparison of the two graphs, `primitives` are what benchmark.profile
-    gives for the INT8 graph at this size.
+    gives for the INT8 graph at this size, `simulated` is as in `layers`.
     """
     best = report.batch_of(result, "INT8", size)["latency_ms"]["best"]  # without writing a log
-    rows = layers(fp32, int8, images, why, size, executed=(best, primitives))
+    rows = layers(fp32, int8, images, why, size, (best, primitives), simulated)
     sizes = sorted(result["settings"]["batch_sizes"])
     times = {batch: report.ratio(result, "INT8", batch) for batch in sizes}
     return rows, explanation(rows, outside(best, primitives), times, machine.int8_level())
@@ -250,6 +255,20 @@ def reasons_in(graph_def):
             reasons[node.name] = f"reads {data.name} ({data.op}), which is not quantized"
         else:
             reasons[node.name] = "Intel Neural Compressor left it in float"
+    return reasons
+
+
+def _reasons_in_integers(graph_def, original):
+    """As `reasons_in`, of a graph in integer operations that was made of the float `original`."""
+    network, grouped = graphs.Network(original), folding.grouped_convolutions(original)
+    ran = {layer.name for layer in integer.layers(graph_def, original) if layer.int8}
+    reasons = {}
+    for node in [node for node in original.node if node.op in PRODUCTS and node.name not in ran]:
+        reasons[node.name] = "Intel Neural Compressor left it in float"
+        if node.name in grouped:
+            reasons[node.name] = "a grouped convolution, which TensorFlow has no integer kernel for"
+        elif _depends_on_the_input(network, graphs.node_name(node.input[1])):
+            reasons[node.name] = "its kernel is not constant: a product of two activations"
     return reasons
 
 

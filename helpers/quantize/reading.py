@@ -7,12 +7,14 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from helpers import UserError, benchmark, graphs, stats
 from helpers.quantize import freezing
 
 FORMS = "a .keras or .h5 file, the folder of a SavedModel, or a frozen .pb"
+KERAS_FILES = (".keras", ".h5", ".hdf5")
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF"
 SAME_SQNR_DB = 40.0  # a frozen graph that is further from its model than this is another network
 FLOAT_INSTEAD = "It can run in FP32, or in BF16 where the CPU has that, but not in INT8."
@@ -55,7 +57,7 @@ def read(path, shape=None):
     if path.is_dir():
         return _read_saved_model(path, shape)
     suffix = path.suffix.lower()
-    if suffix in (".keras", ".h5", ".hdf5"):
+    if suffix in KERAS_FILES:
         return _read_keras(path, shape)
     if suffix == ".pb":
         return _read_frozen(path, shape)
@@ -81,27 +83,83 @@ def check(source, fp32, images):
 
 
 def _read_keras(path, shape):
+    network, (input_name, output_name), shape, dtype = _keras_network(path, shape)
+
+    def predict(images, batch_size=32):
+        with freezing.without_functions():  # Keras would have XLA compile each grouped convolution
+            return _in_batches(lambda batch: network(batch).numpy(), images, batch_size)
+
+    graph_def, before = _freeze(path, network, shape, dtype)
+    return Source(graph_def, "Keras model", input_name, output_name, predict, before)
+
+
+def _keras_network(path, shape):
+    """Of the model in a Keras file: (function of one tensor, names of its ends, shape, dtype)."""
+    import tensorflow as tf
+
     model = _load_keras(path)
     if not model.inputs or not model.outputs:
         raise UserError(
             f"{path}: the model does not tell its input. Export it as a SavedModel where it was "
             'made, model.export("folder"), and give that folder.'
         )
-    names = [tensor.name.split(":")[0] for tensor in model.inputs]
-    _check_one(path, names, model.output_names)
+    names = [_end_names(model.inputs), _end_names(model.outputs)]
+    if major(metadata.version("keras")) < 3:  # whose model has names for its outputs
+        names[1] = model.output_names
+    _check_one(path, *names)
     (tensor,) = model.inputs
-    _check_dtype(path, tensor.dtype)
-    shape = _fixed(path, tensor.shape, shape)
+    dtype = tf.as_dtype(tensor.dtype)
+    _check_dtype(path, dtype)
+    shape = _fixed(path, tf.TensorShape(tensor.shape), shape)
 
     def network(x):
         return _one(model(x, training=False))
 
-    def predict(images, batch_size=32):
-        with freezing.without_functions():  # Keras would have XLA compile each grouped convolution
-            return _in_batches(lambda batch: network(batch).numpy(), images, batch_size)
+    network.variables = list(model.variables)  # a SavedModel has to be told of them
+    return network, [one for (one,) in names], shape, dtype
 
-    graph_def, before = _freeze(path, network, shape, tensor.dtype)
-    return Source(graph_def, "Keras model", names[0], model.output_names[0], predict, before)
+
+def _end_names(tensors):
+    """The names of the layers that tensors of a Keras model come from."""
+    import tensorflow as tf
+
+    return [tensor._keras_history[0].name for tensor in tf.nest.flatten(tensors)]
+
+
+def export(path, folder, shape=None):
+    """Write the model in a Keras file as a SavedModel, its ends named as before; gives the folder.
+
+    For a file of Keras 2, which Keras 3 may not read as it was meant, on its way to another
+    TensorFlow. Raises UserError as `read` does.
+    """
+    import tensorflow as tf
+
+    network, (input_name, output_name), shape, dtype = _keras_network(path, shape)
+    module = tf.Module()
+    module.kept = network.variables  # not the model: all of its layers would be traced, too
+    spec = tf.TensorSpec((None, *shape), dtype, name=input_name)
+    function = tf.function(lambda x: {output_name: network(x)}, input_signature=[spec])
+    with freezing.without_functions():
+        traced = _try_to_freeze(path, function.get_concrete_function)
+        tf.saved_model.save(module, str(folder), signatures={"serving_default": traced})
+    return Path(folder)
+
+
+def keras_version(path):
+    """The version of Keras that a file names; None for other files, and where it names none."""
+    path = Path(path)
+    if path.suffix.lower() not in KERAS_FILES or not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start not in (ZIP, HDF5):
+        return None
+    return _version_in_zip(path) if start == ZIP else _version_in_hdf5(path)
+
+
+def major(version):
+    """The first number of a version."""
+    return int(version.split(".")[0])
 
 
 def _load_keras(path):
@@ -112,21 +170,28 @@ def _load_keras(path):
         start = file.read(4)
     if start not in (ZIP, HDF5):
         raise _not_whole(path, "it is neither a .keras nor an HDF5 file")
-    version = _version_in_zip(path) if start == ZIP else _version_in_hdf5(path)
-    if version and version.split(".")[0] not in ("1", "2"):
+    version, here = keras_version(path), major(metadata.version("keras"))
+    if version and major(version) > max(here, 2):
         folder = f"{path.stem}_saved_model"
         raise UserError(
-            f"{path} was written by Keras {version}, whose files TensorFlow 2.15 cannot read. Run "
+            f"{path} was written by Keras {version}, whose files TensorFlow 2.15 cannot read. For "
+            "INT8 without ITEX, on today's TensorFlow, add --runtime tensorflow. For ITEX, run "
             f"these two lines where it was made, and give the folder {folder}:\n    import keras\n"
             f'    keras.saving.load_model("{path.name}").export("{folder}")'
         )
+    older = ""
+    if version and major(version) < here:
+        older = (
+            f" It is a file of Keras {version}: env_intel_tf/bin/python -m helpers.quantize with "
+        )
+        older += "--runtime tensorflow reads it by that Keras."
     try:
         return tf.keras.models.load_model(path, compile=False, custom_objects=_of_applications())
     except Exception as error:  # Keras raises whatever it runs into
         raise UserError(
             f"The Keras of TensorFlow {tf.__version__} cannot make the model in {path} again: "
             f"{_what_is_missing(str(error)) or _first_line(error)}. Export the model as a "
-            'SavedModel where it was made, model.export("folder"), and give that folder.'
+            f'SavedModel where it was made, model.export("folder"), and give that folder.{older}'
         ) from error
 
 

@@ -17,7 +17,7 @@ from helpers import UserError, files, graphs, machine
 from helpers.benchmark.candidate import environment
 from helpers.benchmark.worker import aligned, time_calls, warm_up
 
-SCRIPT = '''\
+TEMPLATE = '''\
 """Answers requests with the INT8 network in saved_model/ beside this file."""
 
 import argparse
@@ -36,10 +36,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms for which an idle thread spins
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("ITEX_CPP_MIN_LOG_LEVEL", "2")
-os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # off by default on CPUs without AVX-512
-os.environ["_ONEDNN_CONSTANT_CACHE"] = "1"  # reordered weights are kept; one network a process!
-
+<variables>
 import numpy as np
 import tensorflow as tf
 
@@ -49,9 +46,7 @@ def load():
     tf.get_logger().setLevel("ERROR")
     config = tf.compat.v1.ConfigProto()
     rewrite = config.graph_options.rewrite_options
-    rewrite.meta_optimizer_iterations = rewrite.ONE  # a second pass finds nothing more
-    rewrite.memory_optimization = rewrite.NO_MEM_OPT
-    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+<session>    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
     model = tf.compat.v1.saved_model.load(session, ["serve"], str(FOLDER))
     signature = model.signature_def["serving_default"]
     (source,), (target,) = signature.inputs.values(), signature.outputs.values()
@@ -81,6 +76,37 @@ if __name__ == "__main__":
         with open(options.to, "wb") as file:
             np.save(file, result)
 '''
+# What the forms of INT8 need beside: variables that are read at the import, and of the Session
+ONEDNN = """\
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # off by default on CPUs without AVX-512
+"""
+QDQ = {
+    "<variables>": 'os.environ.setdefault("ITEX_CPP_MIN_LOG_LEVEL", "2")\n'
+    + ONEDNN
+    + """\
+os.environ["_ONEDNN_CONSTANT_CACHE"] = "1"  # reordered weights are kept; one network a process!
+""",
+    "<session>": """\
+    rewrite.meta_optimizer_iterations = rewrite.ONE  # a second pass finds nothing more
+    rewrite.memory_optimization = rewrite.NO_MEM_OPT
+""",
+}
+INTEGER = {
+    "<variables>": ONEDNN,
+    "<session>": """\
+    rewrite.use_plugin_optimizers = rewrite.OFF  # TensorFlow's own operations, as they are
+""",
+}
+
+
+def script(form):
+    """serve.py for one of the forms of INT8, QDQ or INTEGER."""
+    text = TEMPLATE
+    for mark, lines in form.items():
+        text = text.replace(mark, lines)
+    return text
+
+
 WAYS = {"session_ms": "serve.py", "signature_ms": "tf.saved_model.load"}
 ROUNDS, SECONDS = 6, 0.3  # of each way, in turns
 
@@ -111,7 +137,7 @@ def save(int8, folder, input_name, output_name):
     with _whole_folder(folder / "saved_model") as part:
         _write(graph_def, signature, {"input": input_name, "output": output_name}, part)
     with files.whole(folder / "serve.py") as part:
-        part.write_text(SCRIPT)
+        part.write_text(script(INTEGER if graphs.is_integer(graph_def) else QDQ))
     return folder
 
 
