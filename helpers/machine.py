@@ -229,8 +229,13 @@ def _version(package):
 
 
 def _commit():
-    """The commit of this package, with '+' when tracked files were changed; None outside git."""
+    """The commit of this package, with '+' when tracked files were changed; None outside git.
+
+    A prepared room (helpers/run/prepare.py) has no .git, but says what it was made from.
+    """
     here = Path(__file__).parent
+    if (room := here.parent / "room.json").exists():
+        return json.loads(room.read_text()).get("commit")
 
     def git(*words):
         return subprocess.run(

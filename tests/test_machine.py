@@ -686,3 +686,10 @@ def test_a_crash_in_notebook_01_leaves_the_kernel_alive(tmp_path):
 def test_signals_without_a_name_have_their_number():
     assert machine.ending(-40) == "was ended by signal 40"
     assert machine.ending(-11) == "was ended by signal SIGSEGV" and "2" in machine.ending(2)
+
+
+def test_a_prepared_room_knows_the_commit_it_was_made_from(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "helpers" / "machine.py"))
+    assert machine._commit() is None
+    (tmp_path / "room.json").write_text('{"commit": "0123456789ab"}')
+    assert machine._commit() == "0123456789ab"
