@@ -17,6 +17,9 @@ BF16_KNOBS = {
     "ITEX_AUTO_MIXED_PRECISION": "1",
     "ITEX_AUTO_MIXED_PRECISION_DATA_TYPE": "BFLOAT16",
 }
+# TensorFlow's operations hand each piece of their work to another thread and wait; with this the
+# thread that calls does one piece itself. It is read where all CPUs are used (mkl_threadpool.h).
+CALLER_KNOBS = {"TF_ONEDNN_THREADPOOL_USE_CALLER_THREAD": "1"}
 # What steers TensorFlow, ITEX, oneDNN, OpenMP or the allocator. A worker inherits none of it, but
 # for the cap, which is an experiment of the reader's own; all that it has is in its result.
 STEERING = (
@@ -88,9 +91,11 @@ def candidates(fp32, int8, bf16=None, **names):
     if bf16 is None:
         bf16 = machine.has_bf16()
     if not machine.has_itex():
-        middle = [Candidate("BF16", fp32, dict(BF16_KNOBS), stock=True, **names)] if bf16 else []
+        alone = {"stock": True, **names}
+        middle = [Candidate("BF16", fp32, BF16_KNOBS | CALLER_KNOBS, **alone)] if bf16 else []
         base, int8 = (
-            Candidate(*pair, stock=True, **names) for pair in (("FP32", fp32), ("INT8", int8))
+            Candidate(name, graph, dict(CALLER_KNOBS), **alone)
+            for name, graph in (("FP32", fp32), ("INT8", int8))
         )
         return [base, *middle, int8]
     stock = Candidate("FP32", fp32, stock=True, variant="without ITEX", **names)
@@ -108,9 +113,8 @@ def current(graph, **names):
         raise UserError(current_absent())
     found = importlib.metadata.distributions(name="tensorflow", path=_packages(CURRENT))
     release = ".".join(next(iter(found)).version.split(".")[:2])
-    return Candidate(
-        f"INT8, TensorFlow {release}", graph, stock=True, runtime="tensorflow-current", **names
-    )
+    way = {"stock": True, "runtime": "tensorflow-current", **names}
+    return Candidate(f"INT8, TensorFlow {release}", graph, dict(CALLER_KNOBS), **way)
 
 
 def current_absent():

@@ -92,7 +92,11 @@ os.environ["_ONEDNN_CONSTANT_CACHE"] = "1"  # reordered weights are kept; one ne
 """,
 }
 INTEGER = {
-    "<variables>": ONEDNN,
+    "<variables>": ONEDNN
+    + """\
+# the thread that calls works, too: at batch 1 handing over costs as much as small layers do
+os.environ["TF_ONEDNN_THREADPOOL_USE_CALLER_THREAD"] = "1"
+""",
     "<session>": """\
     rewrite.use_plugin_optimizers = rewrite.OFF  # TensorFlow's own operations, as they are
 """,
