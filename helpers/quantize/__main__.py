@@ -34,7 +34,11 @@ def parse(arguments):
     text = "what is to run INT8: itex (Intel's extension, the default where it is installed) or "
     text += "tensorflow (today's TensorFlow alone, in env_current/)"
     add("--runtime", choices=("itex", "tensorflow"), help=text)
-    add("--peers", action="store_true", help="also OpenVINO and ONNX Runtime (set_env.sh --peers)")
+    add(
+        "--peers",
+        action="store_true",
+        help="also OpenVINO, ONNX Runtime, LiteRT (needs env_peers/)",
+    )
     add("--quick", action="store_true", help="less data, shorter measuring")
     add("--limit", type=float, help="seconds of measuring; default: 240, quick 60")
     add("--output", type=Path, default=Path("outputs/own"), metavar="DIR")
