@@ -48,12 +48,28 @@ def unusual(x):
     return layer(tf.nn.relu(tf.nn.bias_add(grouped, numbers(16, seed=4))), 1, 8, seed=5)
 
 
+def inverted(x, kernel=1):
+    """Two inverted residuals: sums without a Relu, the second of which adds to the first."""
+    x = layer(x, 3, 16, seed=1)
+    for seed in (3, 9):
+        wide = tf.nn.relu(layer(tf.nn.relu(layer(x, 1, 32, seed)), 3, 32, seed + 2))
+        x = x + layer(wide, 1, 16, seed + 4)
+    return layer(x, kernel, 8, seed=15)
+
+
+def padded(x):
+    """As `inverted`, but the last sum is read by a layer whose windows reach into a padding."""
+    return inverted(x, kernel=3)
+
+
 def inputs():
     """{name: (network, inputs)}."""
     return {
         "dense": (dense, 2 + np.random.default_rng(0).random((64, 16), np.float32)),
         "residual": (residual, numbers(32, 8, 8, 3, seed=0)),
         "unusual": (unusual, numbers(32, 8, 8, 3, seed=0)),
+        "inverted": (inverted, numbers(32, 8, 8, 3, seed=0)),
+        "padded": (padded, numbers(32, 8, 8, 3, seed=0)),
     }
 
 
@@ -62,7 +78,7 @@ def make(folder):
         graph_def = freezing.freeze_traced(freezing.trace(network, x.shape[1:]))
         source = graphs.write_graph(graph_def, folder / f"{name}.pb")
         np.savez(folder / f"{name}.npz", x=x, fp32=outputs(graph_def, x))
-        for form in FORMS:
+        for form in FORMS if name not in ("inverted", "padded") else ["fused"]:
             path = folder / f"{name}_{form}_mended.pb"
             integer.quantize(source, x, path, form=form)
             if name == "unusual":  # in the fused form it does not run

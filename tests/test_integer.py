@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from helpers import UserError, benchmark, graphs, stats
+from helpers import UserError, benchmark, graphs, machine, stats
 from helpers.benchmark.candidate import Candidate, current
 from helpers.quantize import integer
 
@@ -92,6 +92,26 @@ def test_every_layer_is_an_integer_operation_and_the_file_small(form, made):
         mended = graphs.read_graph(folder / f"{name}_{form}_mended.pb")
         assert [layer.int8 for layer in graphs.layers(mended)] == [True] * count
         assert not [node.name for node in mended.node if node.op == "HostConst"]
+
+
+@pytest.mark.skipif(machine.int8_level() == "none", reason="sums stay float without VNNI")
+def test_linear_sums_are_in_the_layers_before_them(made):
+    """As exact as INC's, which are float, but for a sum that a padding of zeros would read."""
+    folder, answers = made
+    left = {"raw": {}, "mended": {}}
+    for name in ("inverted", "padded"):
+        for kind, counts in left.items():
+            graph_def = graphs.read_graph(folder / f"{name}_fused_{kind}.pb")
+            counts[name] = [node.op for node in graph_def.node].count("AddV2")
+        with np.load(folder / f"{name}.npz") as stored:
+            raw, mended = (
+                stats.sqnr_db(stored["fp32"], answers[f"{name}_fused_{kind}"]) for kind in left
+            )
+        assert mended > raw - 1 and mended > 25
+    assert left == {"raw": {"inverted": 2, "padded": 2}, "mended": {"inverted": 0, "padded": 2}}
+    fused = graphs.read_graph(folder / "inverted_fused_mended.pb")
+    assert [node.op for node in fused.node].count("QuantizeV2") == 1  # that of the input
+    assert [layer.int8 for layer in graphs.layers(fused)] == [True] * 8
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import UserError, files, graphs
-from helpers.quantize import folding, inc
+from helpers import UserError, files, graphs, machine
+from helpers.quantize import folding, inc, linear_sums
+from helpers.quantize.linear_sums import give, plain, set_bias
 
 POOLS = ("QuantizedMaxPool", "QuantizedAvgPool")
 FUSED, OLD = "fused", "old"
@@ -65,11 +66,14 @@ def quantize(
             raw = _what_inc_writes(source, images, OLD, settings)
         mended = mend(raw)
         _measure_summands(mended, original, np.asarray(images), batch_size)
-        graphs.write_graph(mended, path)
+        if machine.int8_level() != "none":  # else products of unsigned bytes are cut at 16 bits
+            linear_sums.fuse(mended)
+        graphs.write_graph(graphs.extract(mended, [graphs.find_signature(raw).output]), path)
 
     versions = [metadata.version(name) for name in ("tensorflow", "neural-compressor")]
-    code = (sys.modules[__name__], graphs, folding, inc)
+    code = (sys.modules[__name__], graphs, folding, inc, linear_sums)
     made_of = (source, np.asarray(images), form, {**settings, "log": None}, *versions, *code)
+    made_of += (machine.int8_level(),)
     return files.made_from(path, made_of, make)
 
 
@@ -168,13 +172,13 @@ def _start_at_zero(network, graph_def):
         if node.attr["mode"].s != b"MIN_FIRST" or low is None or not 0 < low < high:
             continue
         low, high = float(low), float(high)
-        _give(graph_def, node, 1, np.float32(0))
+        give(graph_def, network, node, 1, np.float32(0))
         for layer, index in network.readers[node.name]:
             if index == 0 and _has_integer_bias(layer):
-                weights = _plain(network.value(layer.input[1])).astype(np.int64)
-                bias = _plain(network.value(layer.input[2]))
+                weights = plain(network.value(layer.input[1])).astype(np.int64)
+                bias = plain(network.value(layer.input[2]))
                 lacking = weights.sum(axis=0)[: bias.size] * (255 * low / (high - low))
-                _set_bias(graph_def, layer, (bias - lacking) * ((high - low) / high))
+                set_bias(graph_def, network, layer, (bias - lacking) * ((high - low) / high))
 
 
 def _make_room(network, graph_def):
@@ -189,15 +193,16 @@ def _make_room(network, graph_def):
     widened = set()
     for node in [node for node in graph_def.node if _is_signed_sum(node)]:
         index = len(node.input) - 1 if _is_fused(node) else 8
-        _give(graph_def, node, index, np.float32(network.value(node.input[index]) * 255 / 127))
+        high = np.float32(network.value(node.input[index]) * 255 / 127)
+        give(graph_def, network, node, index, high)
         widened.add(node.name)
     for layer in [node for node in graph_def.node if _has_integer_bias(node)]:
         source = network.nodes[graphs.node_name(layer.input[0])]
         while source.op in POOLS:
             source = network.nodes[graphs.node_name(source.input[0])]
         if source.name in widened:
-            bias = _plain(network.value(layer.input[2]))
-            _set_bias(graph_def, layer, bias * (127 / 255))
+            bias = plain(network.value(layer.input[2]))
+            set_bias(graph_def, network, layer, bias * (127 / 255))
 
 
 def _measure_summands(mended, source, images, batch_size):
@@ -224,8 +229,8 @@ def _measure_summands(mended, source, images, batch_size):
             highs[name] = max(highs[name], np.abs(values).max())
     for name, summand in summands.items():
         index = len(summand.input) - 1
-        _give(mended, summand, index - 1, np.float32(0))
-        _give(mended, summand, index, np.float32(highs[name]))
+        give(mended, network, summand, index - 1, np.float32(0))
+        give(mended, network, summand, index, np.float32(highs[name]))
 
 
 def _is_fused(node):
@@ -248,26 +253,3 @@ def _has_integer_bias(node):
 
     layer = graphs.INTEGER_LAYER.match(node.op)
     return bool(layer) and node.attr["Tbias"].type == tf.qint32.as_datatype_enum
-
-
-def _plain(array):
-    """An array of TensorFlow's quantized types as one of NumPy's."""
-    return array[array.dtype.names[0]] if array.dtype.names else array
-
-
-def _set_bias(graph_def, layer, values):
-    import tensorflow as tf
-
-    _give(graph_def, layer, 2, np.rint(values).astype(np.int32), tf.qint32.as_datatype_enum)
-
-
-def _give(graph_def, reader, index, array, kind=None):
-    """Have an input of a node be a constant of its own: INC shares those that are equal."""
-    import tensorflow as tf
-
-    tensor = tf.make_tensor_proto(array)
-    tensor.dtype = kind or tensor.dtype
-    constant = graph_def.node.add(name=f"{reader.name}/mended_{index}", op="Const")
-    constant.attr["dtype"].type = tensor.dtype
-    constant.attr["value"].tensor.CopyFrom(tensor)
-    reader.input[index] = constant.name
