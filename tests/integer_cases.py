@@ -62,6 +62,12 @@ def padded(x):
     return inverted(x, kernel=3)
 
 
+def pooled(x):
+    """A pool behind a layer with neither bias nor Relu, as between the stages of DenseNet."""
+    x = tf.nn.conv2d(tf.nn.relu(layer(x, 3, 16, seed=1)), numbers(1, 1, 16, 16, seed=3), 1, "SAME")
+    return layer(tf.nn.relu(tf.nn.avg_pool2d(x, 2, 2, "VALID")), 1, 8, seed=5)
+
+
 def inputs():
     """{name: (network, inputs)}."""
     return {
@@ -70,6 +76,7 @@ def inputs():
         "unusual": (unusual, numbers(32, 8, 8, 3, seed=0)),
         "inverted": (inverted, numbers(32, 8, 8, 3, seed=0)),
         "padded": (padded, numbers(32, 8, 8, 3, seed=0)),
+        "pooled": (pooled, numbers(32, 8, 8, 3, seed=0)),
     }
 
 
@@ -78,7 +85,7 @@ def make(folder):
         graph_def = freezing.freeze_traced(freezing.trace(network, x.shape[1:]))
         source = graphs.write_graph(graph_def, folder / f"{name}.pb")
         np.savez(folder / f"{name}.npz", x=x, fp32=outputs(graph_def, x))
-        for form in FORMS if name not in ("inverted", "padded") else ["fused"]:
+        for form in FORMS if name not in ("inverted", "padded", "pooled") else ["fused"]:
             path = folder / f"{name}_{form}_mended.pb"
             integer.quantize(source, x, path, form=form)
             if name == "unusual":  # in the fused form it does not run

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 
 from helpers import UserError, benchmark, graphs, machine, stats
@@ -83,6 +84,21 @@ def test_a_signed_summand_has_a_range_of_its_own(made):
         tensors = graphs.Tensors(float_graph, ["BiasAdd_1", "BiasAdd_3"])(stored["x"])
     largest = [float(np.abs(values).max()) for values in tensors.values()]
     assert any(highs["mended"][0] == pytest.approx(high, rel=1e-4) for high in largest)
+
+
+def test_a_pool_behind_a_signed_layer_keeps_the_signs(made):
+    """INC's fused form makes unsigned bytes for it."""
+    folder, answers = made
+    raw, mended = ("pooled_fused_raw", "pooled_fused_mended")
+    with np.load(folder / "pooled.npz") as stored:
+        before, after = (stats.sqnr_db(stored["fp32"], answers[name]) for name in (raw, mended))
+    assert before < 15 < 25 < after
+    kinds = [
+        node.attr["T"].type
+        for node in graphs.read_graph(folder / f"{mended}.pb").node
+        if node.op == "QuantizedAvgPool"
+    ]
+    assert kinds == [tf.qint8.as_datatype_enum]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -62,9 +62,10 @@ def quantize(
 
     def make():
         raw = _what_inc_writes(source, images, form, settings)
-        if not all(map(_has_kernel, raw.node)):
-            raw = _what_inc_writes(source, images, OLD, settings)
         mended = mend(raw)
+        if not all(map(_has_kernel, raw.node)) or _without_signs(graphs.Network(mended)):
+            raw = _what_inc_writes(source, images, OLD, settings)
+            mended = mend(raw)
         _measure_summands(mended, original, np.asarray(images), batch_size)
         if machine.int8_level() != "none":  # else products of unsigned bytes are cut at 16 bits
             linear_sums.fuse(mended)
@@ -144,6 +145,7 @@ def mend(graph_def):
     1. `_start_at_zero`: a constant error in each output of a dense layer whose inputs were all
        above zero when it was calibrated.
     2. `_make_room`: a residual sum with a signed summand is cut at half of its range.
+    3. `_keep_signs`: what a pool reads of a signed layer is cut at zero.
     The constants are written as Const in any case (under ITEX INC writes some as HostConst).
     """
     mended = type(graph_def)()
@@ -152,9 +154,47 @@ def mend(graph_def):
         if node.op == "HostConst":
             node.op = "Const"
     network = graphs.Network(mended)
+    _keep_signs(network, mended)
     _start_at_zero(network, mended)
     _make_room(network, mended)
     return graphs.extract(mended, [graphs.find_signature(graph_def).output])
+
+
+def _keep_signs(network, graph_def):
+    """Have pools behind signed layers read their signed bytes, in place.
+
+    In INC's fused form they read unsigned ones, which a QuantizeV2 makes of the floats of a layer
+    without a Relu, of a range that begins below zero: all that is negative becomes 0. In the older
+    form a pool reads the bytes of the layer. One behind which more than a Dequantize stands is
+    left as it is.
+    """
+    import tensorflow as tf
+
+    signed = tf.qint8.as_datatype_enum
+    for quantizer in _without_signs(network):
+        pools = {reader.name: reader for reader, _ in network.readers[quantizer.name]}.values()
+        ends = [reader for pool in pools for reader, _ in network.readers[pool.name]]
+        if {pool.op for pool in pools} - {*POOLS} or {end.op for end in ends} != {"Dequantize"}:
+            continue
+        for node in (quantizer, *pools, *ends):
+            node.attr["T"].type = signed
+        behind = network.nodes[graphs.node_name(quantizer.input[0])]
+        layer = network.nodes[graphs.node_name(behind.input[0])] if behind.input else behind
+        if behind.op == "Dequantize" and layer.attr["out_type"].type == signed:
+            for pool in pools:
+                pool.input[:] = [layer.name, f"{layer.name}:1", f"{layer.name}:2"]
+
+
+def _without_signs(network):
+    """The nodes that make unsigned bytes of a range that begins below zero."""
+    import tensorflow as tf
+
+    found = []
+    for node in [node for node in network.nodes.values() if node.op == "QuantizeV2"]:
+        low, unsigned = network.value(node.input[1]), node.attr["T"].type == tf.quint8
+        if unsigned and node.attr["mode"].s == b"SCALED" and low is not None and low < 0:
+            found.append(node)
+    return found
 
 
 def _start_at_zero(network, graph_def):
