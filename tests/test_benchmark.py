@@ -33,12 +33,13 @@ def measured(small, tmp_path_factory):
     return result, folder
 
 
-def test_result_is_written_in_the_form_that_is_documented(measured):
+def test_result_is_written_in_the_form_that_is_documented(measured, monkeypatch):
     result, folder = measured
     written = (folder / "result.json").read_text()
     for form in vars(result_module).values():
         if isinstance(form, type) and issubclass(form, dict):
-            form.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+            strict = pydantic.ConfigDict(extra="forbid")
+            monkeypatch.setattr(form, "__pydantic_config__", strict, raising=False)
     adapter = pydantic.TypeAdapter(result_module.Result)
     assert adapter.validate_json(written, strict=True)
     assert (
