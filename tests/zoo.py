@@ -49,7 +49,7 @@ network: what runs and how fast does not depend on them, the accuracy of a train
 - **SQNR** compares the outputs of INT8 with those of FP32, on images of nothing.
 - **time** is that of the whole command, from reading the file to timing what serves it.
 
-Measured on {machine}, TensorFlow {tensorflow}, {limit:g} s of measuring each.
+Measured on {machine}, TensorFlow {tensorflow}, at least {limit:g} s of measuring each.
 """
 
 
