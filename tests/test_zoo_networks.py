@@ -8,7 +8,7 @@ import zoo
 SHAPE = (96, 96, 3)
 
 
-@pytest.mark.parametrize("name", ["MobileNetV3Small", "RegNetX002"])
+@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV3Small", "RegNetX002"])
 def test_a_family_runs_in_int8(name, tmp_path):
     """All of it, but for the grouped convolutions of RegNet, which end a process in oneDNN."""
     model = zoo.make(name, tmp_path / f"{name}.keras", SHAPE)
