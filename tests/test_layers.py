@@ -100,11 +100,10 @@ def test_what_stays_float_says_why(mixed):
     assert summary["s8"] == pytest.approx(shares[1])
     assert summary["float"] == pytest.approx(shares[0])
     # the call that is divided by is another one than was logged, and may have been quicker
-    quick = layers.layers(fp32, int8, x, batch_size=4, executed=(ms / 100, executed))
     logged = sum(one.ms or 0 for one in executed)
+    quick = layers.layers(fp32, int8, x, batch_size=4, executed=(logged / 2, executed))
     in_layers = sum(spent.values()) + sum(floats)
-    assert sum(row["share"] for row in quick) == pytest.approx(in_layers / max(logged, ms / 100))
-    assert in_layers <= logged
+    assert sum(row["share"] for row in quick) == pytest.approx(in_layers / logged)
 
 
 def test_operations_per_byte(mixed):
