@@ -26,7 +26,7 @@ LAST = ["test_notebooks", "test_faults", "test_browser", "test_cluster"]
 LONG = [
     *("02_train_alexnet", "03_quantize_alexnet", "04_benchmark_alexnet", "05_benchmark_resnet50"),
     *("06_tune_inference", "07_inside_int8", "08_your_own_model"),
-    "09_compare_machines",
+    *("09_compare_machines", "10_todays_tensorflow"),
 ]
 
 
