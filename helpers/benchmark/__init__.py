@@ -4,7 +4,7 @@
 and INT8. `python -m helpers.benchmark --help` is the command line.
 """
 
-from helpers.benchmark.candidate import BF16_KNOBS, Candidate, candidates
+from helpers.benchmark.candidate import BF16_KNOBS, Candidate, candidates, current
 from helpers.benchmark.measurement import compare, measure
 from helpers.benchmark.processes import ProcessEnded
 from helpers.benchmark.profiling import executed_kernels, outputs, profile
@@ -16,6 +16,7 @@ __all__ = [
     "ProcessEnded",
     "candidates",
     "compare",
+    "current",
     "executed_kernels",
     "measure",
     "outputs",

@@ -150,11 +150,12 @@ def environment(threads, knobs=None):
     """The whole environment of a process that measures.
 
     Nothing of STEERING is inherited but the cap; what is set here and `knobs` are all there is.
+    Jupyter's way to draw is left behind: other environments do not have it, and end over it.
     """
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name == CAP or not name.startswith(STEERING)
+        if name == CAP or not name.startswith((*STEERING, "MPLBACKEND"))
     }
     return {
         **inherited,
