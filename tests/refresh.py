@@ -14,8 +14,9 @@ from pathlib import Path
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import files
+from helpers import files, machines
 from helpers.benchmark import report
+from helpers.machines import table
 from helpers.run import cli
 
 
@@ -48,10 +49,19 @@ def publish(model):
         figure = cli.NOTEBOOKS / "figures" / f"{model}_{kind}.png"
         figure.parent.mkdir(exist_ok=True)
         shutil.copy(folder / f"fp32_int8_{kind}.png", figure)
+    fill(model, textwrap.fill(report.conclusion(result), 110))
+
+
+def fill(mark, text):
+    """Put a text between the two comments in README.md that have this name."""
     readme = cli.ROOT / "README.md"
-    marks = rf"(<!-- {model} -->\n).*?(<!-- /{model} -->)"
-    text = textwrap.fill(report.conclusion(result), 110)
+    marks = rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)"
     readme.write_text(re.sub(marks, rf"\g<1>{text}\n\g<2>", readme.read_text(), flags=re.S))
+
+
+def kinds_of_cpu():
+    """The table of README.md: ResNet50 on the kinds of CPU that results/ has."""
+    return table.headline(machines.read([cli.ROOT / "results"]).entries, "resnet50")
 
 
 if __name__ == "__main__":
@@ -61,3 +71,4 @@ if __name__ == "__main__":
         refresh(notebook)
         if "_benchmark_" in notebook.stem:
             publish(notebook.stem.split("_")[-1])
+    fill("machines", kinds_of_cpu())

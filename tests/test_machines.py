@@ -11,6 +11,7 @@ import re
 import time
 
 import pytest
+import refresh
 from conftest import ROOT
 
 from helpers import UserError, machine, machines
@@ -254,6 +255,13 @@ def test_the_headline_has_a_row_for_each_kind_measured_or_not(tmp_path):
     entries += machines.read([written(tmp_path, *more)]).entries
     rows = table.headline(entries, "resnet50").splitlines()
     assert "| AMX | AMD EPYC, 2 cores | 27.7 | 54.7 | 208 |" in rows[2] and len(rows) == 5
+
+
+def test_the_readme_has_the_headline_of_the_results_there_are():
+    shown = (ROOT / "README.md").read_text().split("<!-- machines -->\n")[1]
+    assert shown.startswith(f"{refresh.kinds_of_cpu()}\n<!-- /machines -->")
+    entries = machines.chosen(machines.read([ROOT / "results"]).entries, ["resnet50"])
+    assert machines.groups(entries, ("commit",))[0].sizes[-1] == 32, "as the README says"
 
 
 def test_instances_and_cores_are_divided_by(tmp_path):
