@@ -178,6 +178,19 @@ def test_what_litert_has_no_operation_for_is_named(tmp_path):
     assert not list(tmp_path.glob("*.tflite")) and not list(tmp_path.glob(".*"))
 
 
+@needs_peers
+def test_litert_takes_a_pool_with_a_padding_of_its_own(tmp_path):
+    """As ResNet50 has one behind its first layer; TensorFlow's converter stops at it."""
+    images = np.random.default_rng(0).uniform(0, 1, (8, 6, 6, 2)).astype(np.float32)
+    with tf.Graph().as_default() as graph:
+        given = tf.nn.relu(tf.compat.v1.placeholder(tf.float32, (None, 6, 6, 2), "input"))
+        around = [[0, 0], [1, 1], [1, 1], [0, 0]]
+        tf.nn.max_pool(given, 3, 2, padding=around, name="output")
+    fp32 = graphs.write_graph(graph.as_graph_def(), tmp_path / "fp32.pb")
+    model = peers._model("litert", fp32, images, tmp_path, (None, None), {})
+    assert model.stat().st_size > 500
+
+
 def test_a_missing_environment_is_told(small, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "PEERS", tmp_path / "env_peers")
     assert "run ./set_env.sh --peers" in peers.absent()

@@ -196,9 +196,14 @@ def make_litert(fp32, images, signature, scratch):
     """
     import tensorflow as tf
 
+    from helpers.quantize import folding
+
+    graph_def = graphs.read_graph(fp32)
+    folding.unfold_paddings(graph_def)  # the converter knows no pool with a padding of its own
+    plain = str(graphs.write_graph(graph_def, scratch / "unfolded.pb"))
     shape = {signature.input: [None, *images.shape[1:]]}
     converter = tf.compat.v1.lite.TFLiteConverter.from_frozen_graph(
-        str(fp32), [signature.input], [signature.output], input_shapes=shape
+        plain, [signature.input], [signature.output], input_shapes=shape
     )
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([images[i : i + 1]] for i in range(len(images)))
