@@ -432,3 +432,26 @@ def vocabulary(graph_def):
                 if table is not None and axis is not None:
                     rows.append(table.shape[int(axis)])
     return min(rows, default=None)
+
+
+def unfold_paddings(graph_def):
+    """Write explicit paddings as a Pad again, in place, for tools that know no others."""
+    import numpy as np
+    import tensorflow as tf
+
+    before = list(graph_def.node)
+    del graph_def.node[:]  # written again, each Pad before its reader
+    for node in before:
+        if node.op in ("Conv2D", "MaxPool") and node.attr["padding"].s == b"EXPLICIT":
+            paddings = np.reshape(node.attr["explicit_paddings"].list.i, (4, 2)).astype(np.int32)
+            amounts = graph_def.node.add(name=f"{node.name}/paddings", op="Const")
+            amounts.attr["dtype"].type = tf.int32.as_datatype_enum
+            amounts.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(paddings))
+            pad = graph_def.node.add(name=f"{node.name}/Pad", op="Pad")
+            pad.input.extend([node.input[0], amounts.name])
+            pad.attr["T"].CopyFrom(node.attr["T"])
+            pad.attr["Tpaddings"].type = tf.int32.as_datatype_enum
+            node.input[0] = pad.name
+            node.attr["padding"].s = b"VALID"
+            del node.attr["explicit_paddings"]
+        graph_def.node.append(node)

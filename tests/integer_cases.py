@@ -68,6 +68,11 @@ def pooled(x):
     return layer(tf.nn.relu(tf.nn.avg_pool2d(x, 2, 2, "VALID")), 1, 8, seed=5)
 
 
+def signed(x):
+    """One layer without a bias, which reads floats of either sign."""
+    return tf.nn.conv2d(x, numbers(3, 3, 3, 8, seed=1) / 5, 1, "SAME")
+
+
 def inputs():
     """{name: (network, inputs)}."""
     return {
@@ -77,6 +82,7 @@ def inputs():
         "inverted": (inverted, numbers(32, 8, 8, 3, seed=0)),
         "padded": (padded, numbers(32, 8, 8, 3, seed=0)),
         "pooled": (pooled, numbers(32, 8, 8, 3, seed=0)),
+        "signed": (signed, numbers(32, 8, 8, 3, seed=0)),
     }
 
 

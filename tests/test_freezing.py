@@ -68,7 +68,7 @@ def test_paddings_fold_only_where_no_output_changes(folds, layer, paddings, befo
     assert any(node.op == "Pad" for node in plain.node) != folds
     found = graphs.FrozenGraph(plain, "input", "predict")(x)
     assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
-    folding.unfold_paddings(plain)
+    graphs.unfold_paddings(plain)
     assert "EXPLICIT" not in str(plain)  # to ask for node.attr["padding"] would give all nodes one
     again = graphs.FrozenGraph(plain, "input", "predict")(x)
     assert again.shape == expected.shape and np.allclose(again, expected, atol=1e-5)

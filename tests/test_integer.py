@@ -102,6 +102,20 @@ def test_a_pool_behind_a_signed_layer_keeps_the_signs(made):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_layer_that_reads_signed_floats_is_not_scaled(form, made):
+    """QuantizeV2 takes 127.5 steps to the end of their range, the layer takes that for 127."""
+    folder, answers = made
+    with np.load(folder / "signed.npz") as stored:
+        wanted = stored["fp32"].ravel()
+    raw, mended = (
+        answers[f"signed_{form}_{kind}"].ravel() @ wanted / (wanted @ wanted)
+        for kind in ("raw", "mended")
+    )
+    assert raw == pytest.approx(127.5 / 127, abs=1e-3)
+    assert mended == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_every_layer_is_an_integer_operation_and_the_file_small(form, made):
     folder, _ = made
     for name, count in (("dense", 1), ("residual", 5)):

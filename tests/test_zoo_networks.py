@@ -76,6 +76,32 @@ def test_names_renew_their_rows_only_and_are_judged(runs, tmp_path):
     assert main() == 0 and main("--check") == 1
 
 
+def test_the_second_table_is_kept_beside_the_first(runs, tmp_path, monkeypatch):
+    main = runs[1]
+    document, name = tmp_path / "page.md", "INT8, TensorFlow 2.21"
+    result = {
+        "candidates": [{"name": name, "kernels": {"s8": {"count": 19}, "f32": {"count": 1}}}],
+        "agreement": {name: {"sqnr_db": 21.0}, "INT8": {"sqnr_db": 20.0}},
+        "ratios": [
+            {
+                **{"candidate": one, "baseline": base, "batch_size": 32, "resolved": True},
+                "throughput_times": {"median": times},
+            }
+            for one, base, times in ((name, "FP32", 3.0), ("INT8", name, 0.9))
+        ],
+    }
+    made = {"result": result, "name": name}
+    monkeypatch.setattr(zoo, "current_absent", lambda: None)
+    monkeypatch.setattr(zoo, "in_own_operations", lambda models, limit: made)
+    assert main("VGG16", "--current") == 0 and main("MobileNet") == 0
+    row = "| VGG16 | 19 of 20 | – | 3.00 | – | 0.90 | 21.0 dB | 20.0 dB |"
+    assert row in document.read_text()
+    assert list(zoo.rows_in(document)) == ["MobileNet", "VGG16"]
+    assert list(zoo.rows_in(document, zoo.OWN_COLUMNS)) == ["VGG16"]
+    monkeypatch.setattr(zoo, "in_own_operations", lambda *_: {"failed": "it ended"})
+    assert main("VGG16", "--current") == 1 and "| VGG16 | FAILED: it ended" in document.read_text()
+
+
 @pytest.mark.parametrize(
     ("code", "word"),
     [
@@ -118,9 +144,12 @@ def test_a_name_of_no_family_is_refused(capsys):
     assert os.access(zoo.ROOT / "tests" / "zoo.sh", os.X_OK)
 
 
-def test_the_page_in_docs_is_of_these_networks():
+@pytest.mark.parametrize(("columns", "least"), [(zoo.COLUMNS, 12), (zoo.OWN_COLUMNS, 3)])
+def test_the_page_in_docs_is_of_these_networks(columns, least):
     text = zoo.DOCUMENT.read_text()
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "][2:]
-    names = [row[0] for row in rows]
-    assert len(names) >= 12 and names == [name for name in zoo.FAMILIES if name in names]
-    assert {len(row) for row in rows} == {len(zoo.COLUMNS)} and "FAILED" not in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    rows = [row for row in rows if len(row) == len(columns)]
+    assert rows[0] == list(columns), "the page has another head than the code"
+    names = [row[0] for row in rows[2:]]
+    assert len(names) >= least and names == [name for name in zoo.FAMILIES if name in names]
+    assert "FAILED" not in text

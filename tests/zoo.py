@@ -8,6 +8,7 @@ when a family ends in a traceback, an abort or no time; with names or --check al
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers import machine
+from helpers.benchmark.candidate import current, current_absent, python_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "networks.md"
@@ -32,6 +34,10 @@ DAMPING = 0.3  # of the branch that is added to a shortcut
 COLUMNS = (
     *("network", "layers in INT8", "INT8 : FP32, batch 1", "batch 32", "BF16 : FP32, batch 1"),
     *("batch 32", "INT8 : OpenVINO, batch 32", "SQNR of INT8", "time of the command"),
+)
+OWN_COLUMNS = (
+    *("network", "layers in INT8", "INT8 : FP32, batch 1", "batch 32"),
+    *("ITEX's INT8 : INT8, batch 1", "batch 32", "SQNR of INT8", "of ITEX's"),
 )
 HEAD = """\
 # Which networks run in INT8
@@ -51,6 +57,14 @@ network: what runs and how fast does not depend on them, the accuracy of a train
 
 Measured on {machine}, TensorFlow {tensorflow}, at least {limit:g} s of measuring each.
 """
+OWN_HEAD = """\
+## The same in today's TensorFlow, without ITEX
+
+`{command} --current` has each network quantized again, in the integer operations that TensorFlow
+itself has (`--runtime tensorflow` of the command), and measures it beside the graphs of the table
+above: FP32 and ITEX's INT8 in TensorFlow {tensorflow}, this INT8 in that of `env_current/`, in the
+same rounds. SQNR is of both on the same images.
+"""
 
 
 def parse(arguments):
@@ -61,6 +75,8 @@ def parse(arguments):
     add("--timeout", type=float, default=1200, metavar="SECONDS", help="of a family")
     add("--output", type=Path, metavar="DIR", help="a folder per family is made in it")
     add("--peers", action="store_true", help="also beside OpenVINO (set_env.sh --peers)")
+    add("--current", action="store_true",
+        help="also INT8 in TensorFlow's own operations (set_env.sh --current)")  # fmt: skip
     add("--keep", action="store_true", help="also models and graphs, gigabytes of them")
     add("--document", type=Path, default=DOCUMENT, metavar="FILE")
     add("--check", action="store_true", help="status 1 where not nearly all layers run in INT8")
@@ -68,6 +84,8 @@ def parse(arguments):
     for name in options.names:
         if name not in FAMILIES:
             parser.error(f"'{name}' is none of {', '.join(FAMILIES)}")
+    if options.current and current_absent():
+        parser.error(current_absent())
     return options
 
 
@@ -189,6 +207,56 @@ def quantize(model, output, limit, timeout=None, peers=False):
     return end
 
 
+def in_own_operations(models, limit):
+    """INT8 in TensorFlow's own operations beside FP32 and ITEX's INT8, as `own_row` takes it.
+
+    `models` holds fp32.pb and int8.pb as the command left them; integer.pb is written there. Gives
+    {"result"} or {"failed": why}.
+    """
+    fp32, integer = models / "fp32.pb", models / "integer.pb"
+    call = f"import zoo; zoo.make_integer({str(models)!r})"
+    paths = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT)]!r}"
+    making = [python_of("tensorflow-current"), "-c", f"{paths}\n{call}"]
+    measuring = [sys.executable, "-m", "helpers.benchmark", "--fp32", fp32, "--quick"]
+    measuring += ["--int8", models / "int8.pb", "--integer", integer, "--limit", str(limit)]
+    measuring += ["--inputs", models / "inputs.npy", "--output", models]
+    with open(models / "own.txt", "w") as log:
+        for words in (making, measuring):
+            done = subprocess.run(words, cwd=ROOT, stdout=log, stderr=log)
+            if done.returncode:
+                print((models / "own.txt").read_text()[-3000:])
+                return {"failed": f"it {machine.ending(done.returncode)}"}
+    name = current(integer).name
+    return {"result": json.loads((models / "result.json").read_text()), "name": name}
+
+
+def make_integer(models):
+    """Write integer.pb, of fp32.pb, and inputs.npy, into a folder; runs in env_current/."""
+    import numpy as np
+
+    from helpers import datasets, graphs
+    from helpers.quantize import integer
+
+    fp32 = os.path.join(models, "fp32.pb")
+    shape = graphs.find_signature(graphs.read_graph(fp32)).shape[-3:]
+    calibration, inputs = (datasets.dummy_images(64, *shape, seed=seed) + 128 for seed in (1, 2))
+    np.save(os.path.join(models, "inputs.npy"), inputs)
+    integer.quantize(fp32, calibration[:32], os.path.join(models, "integer.pb"))
+
+
+def own_row(name, end):
+    """The cells of a family's row in the table of TensorFlow's own operations."""
+    if "failed" in end:
+        return [name, f"FAILED: {end['failed']}", *["–"] * (len(OWN_COLUMNS) - 2)]
+    result, own = end["result"], end["name"]
+    kernels = next(entry["kernels"] for entry in result["candidates"] if entry["name"] == own)
+    counts = {kind: entry["count"] for kind, entry in kernels.items()}
+    pairs = (own, "FP32"), ("INT8", own)
+    ratios = [ratio(result, one, size, base) for one, base in pairs for size in (1, 32)]
+    quality = [f"{result['agreement'][which]['sqnr_db']:.1f} dB" for which in (own, "INT8")]
+    return [name, f"{counts.get('s8', 0)} of {sum(counts.values())}", *ratios, *quality]
+
+
 def share(end):
     """The share of layers that ran in INT8; 0 where nothing did."""
     rows = end.get("layers") or [{"int8": False}]
@@ -217,8 +285,15 @@ def row_of(name, end):
     return [name, f"{sum(row['int8'] for row in rows)} of {len(rows)}", *ratios, sqnr, spent]
 
 
-def page(rows, limit, command):
-    """The text of the document, of rows by name."""
+def table(columns, rows):
+    """The lines of a table in Markdown, of rows by name, in the order of FAMILIES."""
+    ordered = [rows[name] for name in FAMILIES if name in rows]
+    lines = [columns, ["---"] * len(columns), *ordered]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def page(rows, own, limit, command):
+    """The text of the document, of the rows by name of both tables; the second may have none."""
     here = machine.describe()
     head = HEAD.format(
         command=command,
@@ -226,22 +301,24 @@ def page(rows, limit, command):
         tensorflow=machine.software()["tensorflow"],
         limit=limit,
     )
-    ordered = [rows[name] for name in FAMILIES if name in rows]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *ordered]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     stamp = f"Last run on {date.today():%Y-%m-%d}."
     left = ", ".join(name for name in FAMILIES if name not in rows)
     stamp += f" Not run to the end yet, so without a row: {left}." if left else ""
-    return f"{head}{stamp}\n\n{table}\n"
+    text = f"{head}{stamp}\n\n{table(COLUMNS, rows)}\n"
+    if own:
+        more = OWN_HEAD.format(command=command, tensorflow=machine.software()["tensorflow"])
+        text += f"\n{more}\n{table(OWN_COLUMNS, own)}\n"
+    return text
 
 
-def rows_in(document):
-    """The rows of a document as they are, {name: cells}; of another machine's they are none."""
+def rows_in(document, columns=COLUMNS):
+    """The rows of one of a document's tables, {name: cells}; of another machine's they are none."""
     text = document.read_text() if document.exists() else ""
     if machine.summary(machine.describe()) not in text:
         return {}
     found = (line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| ")
-    return {cells[0]: cells for cells in found if cells[0] in FAMILIES}
+    width = len(columns)
+    return {cells[0]: cells for cells in found if cells[0] in FAMILIES and len(cells) == width}
 
 
 def main(arguments=None):
@@ -249,6 +326,7 @@ def main(arguments=None):
     base = Path(options.output or tempfile.mkdtemp(prefix="zoo.")).absolute()
     print(f"On {machine.summary(machine.describe())}; outputs and logs in {base}", flush=True)
     rows, bad = rows_in(options.document), []
+    own = rows_in(options.document, OWN_COLUMNS)
     for name in options.names or FAMILIES:
         output = base / name
         output.mkdir(parents=True, exist_ok=True)
@@ -258,6 +336,11 @@ def main(arguments=None):
             end = {"seconds": 0.0, "log": str(error), "failed": "Keras makes no such model"}
         else:
             end = quantize(model, output, options.limit, options.timeout, options.peers)
+        if options.current and "result" in end:
+            own[name] = own_row(name, in_own_operations(output / "models", options.limit))
+            print("  ".join(own[name]), flush=True)
+            if "FAILED" in own[name][1]:
+                bad.append(name)
         if not options.keep:
             for folder in ("models", "saved_model"):
                 shutil.rmtree(output / folder, ignore_errors=True)
@@ -268,7 +351,7 @@ def main(arguments=None):
             print(end["log"][-3000:])
         if "failed" in end or ((options.names or options.check) and share(end) < ENOUGH):
             bad.append(name)
-        options.document.write_text(page(rows, options.limit, "tests/zoo.sh"))
+        options.document.write_text(page(rows, own, options.limit, "tests/zoo.sh"))
     print(f"Not as they should be: {', '.join(bad)}." if bad else "All as they should be.")
     return 1 if bad else 0
 

@@ -196,10 +196,8 @@ def make_litert(fp32, images, signature, scratch):
     """
     import tensorflow as tf
 
-    from helpers.quantize import folding
-
     graph_def = graphs.read_graph(fp32)
-    folding.unfold_paddings(graph_def)  # the converter knows no pool with a padding of its own
+    graphs.unfold_paddings(graph_def)  # the converter knows no pool with a padding of its own
     plain = str(graphs.write_graph(graph_def, scratch / "unfolded.pb"))
     shape = {signature.input: [None, *images.shape[1:]]}
     converter = tf.compat.v1.lite.TFLiteConverter.from_frozen_graph(

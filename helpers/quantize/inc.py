@@ -129,7 +129,7 @@ def quantize(
     if form not in ("qdq", "legacy"):
         raise UserError(f"There is no form '{form}'; there are 'qdq' and 'legacy'.")
     if form == "legacy":
-        folding.unfold_paddings(graph_def)
+        graphs.unfold_paddings(graph_def)
     else:  # ITEX cannot run grouped convolutions in INT8: "std::length_error" ends the process
         float_layers = {*float_layers, *folding.grouped_convolutions(graph_def)}
     settings = (granularity, batch_size, form, sorted(float_layers), algorithm)

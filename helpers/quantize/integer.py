@@ -67,6 +67,7 @@ def quantize(
             raw = _what_inc_writes(source, images, OLD, settings)
             mended = mend(raw)
         _measure_summands(mended, original, np.asarray(images), batch_size)
+        _narrow(mended)
         if machine.int8_level() != "none":  # else products of unsigned bytes are cut at 16 bits
             linear_sums.fuse(mended)
         graphs.write_graph(graphs.extract(mended, [graphs.find_signature(raw).output]), path)
@@ -243,6 +244,20 @@ def _make_room(network, graph_def):
         if source.name in widened:
             bias = plain(network.value(layer.input[2]))
             set_bias(graph_def, network, layer, bias * (127 / 255))
+
+
+def _narrow(graph_def):
+    """Have floats of either sign use 127 steps on both sides of zero, in place.
+
+    INC leaves QuantizeV2's narrow_range off. oneDNN's kernel then takes 127.5 steps to the end of
+    the range (measured), and the layer behind 127 (int_const_scale_limit in mkl_conv_ops.cc): all
+    that it computes is 127.5/127 too large, and the largest values are cut.
+    """
+    import tensorflow as tf
+
+    for node in graph_def.node:
+        if node.op == "QuantizeV2" and node.attr["T"].type == tf.qint8.as_datatype_enum:
+            node.attr["narrow_range"].b = True
 
 
 def _measure_summands(mended, source, images, batch_size):
