@@ -8,7 +8,6 @@ when a family ends in a traceback, an abort or no time; with names or --check al
 
 import argparse
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -61,9 +60,9 @@ OWN_HEAD = """\
 ## The same in today's TensorFlow, without ITEX
 
 `{command} --current` has each network quantized again, in the integer operations that TensorFlow
-itself has (`--runtime tensorflow` of the command), and measures it beside the graphs of the table
-above: FP32 and ITEX's INT8 in TensorFlow {tensorflow}, this INT8 in that of `env_current/`, in the
-same rounds. SQNR is of both on the same images.
+itself has (those of `--runtime tensorflow`, its first attempt), and measures it beside
+the graphs of the table above: FP32 and ITEX's INT8 in TensorFlow {tensorflow}, this INT8 in that of
+`env_current/`, in the same rounds. SQNR is of both on the same images.
 """
 
 
@@ -164,13 +163,16 @@ def spread_classes(model, images):
     last.set_weights([(kernel * scale).reshape(shape), -mean @ kernel * scale])
 
 
+def calling(python, call):
+    """The words of a command that makes a call of this module in a Python."""
+    paths = [str(ROOT / "tests"), str(ROOT)]
+    return [python, "-c", f"import sys; sys.path[:0] = {paths!r}\nimport zoo; {call}"]
+
+
 def make(name, path, shape=None):
     """Write a family's model to a file, in a process of its own, which takes its memory along."""
-    call = f"import zoo; zoo.working({name!r}, {shape!r}).save({str(path)!r})"
-    paths = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT)]!r}"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{paths}\n{call}"], capture_output=True, text=True
-    )
+    call = f"zoo.working({name!r}, {shape!r}).save({str(path)!r})"
+    done = subprocess.run(calling(sys.executable, call), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} was not made:\n{done.stderr[-2000:]}")
     return path
@@ -214,9 +216,7 @@ def in_own_operations(models, limit):
     {"result"} or {"failed": why}.
     """
     fp32, integer = models / "fp32.pb", models / "integer.pb"
-    call = f"import zoo; zoo.make_integer({str(models)!r})"
-    paths = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT)]!r}"
-    making = [python_of("tensorflow-current"), "-c", f"{paths}\n{call}"]
+    making = calling(python_of("tensorflow-current"), f"zoo.make_integer({str(models)!r})")
     measuring = [sys.executable, "-m", "helpers.benchmark", "--fp32", fp32, "--quick"]
     measuring += ["--int8", models / "int8.pb", "--integer", integer, "--limit", str(limit)]
     measuring += ["--inputs", models / "inputs.npy", "--output", models]
@@ -237,11 +237,12 @@ def make_integer(models):
     from helpers import datasets, graphs
     from helpers.quantize import integer
 
-    fp32 = os.path.join(models, "fp32.pb")
+    models = Path(models)
+    fp32 = models / "fp32.pb"
     shape = graphs.find_signature(graphs.read_graph(fp32)).shape[-3:]
     calibration, inputs = (datasets.dummy_images(64, *shape, seed=seed) + 128 for seed in (1, 2))
-    np.save(os.path.join(models, "inputs.npy"), inputs)
-    integer.quantize(fp32, calibration[:32], os.path.join(models, "integer.pb"))
+    np.save(models / "inputs.npy", inputs)
+    integer.quantize(fp32, calibration[:32], models / "integer.pb")
 
 
 def own_row(name, end):
