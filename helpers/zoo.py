@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from helpers import UserError, datasets, download, files, graphs
 from helpers.quantize import folding, freezing
 
@@ -46,14 +48,34 @@ def keras_resnet50(weights="random", seed=0):
 
 def alexnet(folder, precision="fp32"):
     """Path of the AlexNet an earlier notebook made below `folder`; UserError where it did not."""
-    path = Path(folder) / "models" / f"alexnet_{precision}.pb"
+    notebook = {"fp32": "02_train_alexnet", "int8": "03_quantize_alexnet"}[precision]
+    return _made(folder, f"alexnet_{precision}", notebook)
+
+
+def dense(folder, form="fp32"):
+    """Path of a form of the dense network that notebook 03 made; UserError where it did not."""
+    return _made(folder, "dense_" + form.replace(" ", "_"), "03_quantize_alexnet")
+
+
+def _made(folder, name, notebook):
+    path = Path(folder) / "models" / f"{name}.pb"
     if not path.exists():
-        notebook = {"fp32": "02_train_alexnet", "int8": "03_quantize_alexnet"}[precision]
         raise UserError(
             f"There is no {path}. Run notebook {notebook} first: all of it, or "
             f"./run_all.sh {notebook[:2]} with the same --output and --quick as here."
         )
     return path
+
+
+def standardize(images, known):
+    """What the dense network takes: `images` (N, 28, 28, 1) as float32 rows (N, 784).
+
+    Each pixel less its mean over the images `known`, divided by its standard deviation over them;
+    one that is the same in all of them is only centred (as scikit-learn's StandardScaler does it).
+    """
+    deviation = known.std(axis=0)
+    scaled = (images - known.mean(axis=0)) / np.where(deviation == 0, 1, deviation)
+    return scaled.reshape(len(images), -1).astype(np.float32)
 
 
 @dataclass(frozen=True)

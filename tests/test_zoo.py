@@ -28,6 +28,22 @@ def test_a_missing_alexnet_names_the_notebook(tmp_path):
         zoo.alexnet(tmp_path, "int8")
 
 
+def test_a_missing_dense_network_names_the_notebook(tmp_path):
+    with pytest.raises(UserError, match="Run notebook 03_quantize_alexnet first"):
+        zoo.dense(tmp_path)
+
+
+def test_standardized_pixels_have_mean_0_and_deviation_1_and_constant_ones_stay():
+    known = np.random.default_rng(0).uniform(0, 1, (500, 28, 28, 1)).astype(np.float32)
+    known[:, 0, 0] = 0.25
+    rows = zoo.standardize(known, known)
+    assert rows.shape == (500, 784) and rows.dtype == np.float32
+    assert np.allclose(rows.mean(axis=0), 0, atol=1e-4)
+    assert np.allclose(rows.std(axis=0), [0] + 783 * [1], atol=1e-4)
+    brighter = zoo.standardize(known + 0.5, known)  # by what is known, not by their own
+    assert np.allclose(brighter[:, 0], 0.5) and brighter.mean() > 1
+
+
 def test_the_resnet50_made_here_is_made_again_by_other_code(tmp_path, monkeypatch):
     made = []
 
