@@ -220,6 +220,22 @@ def test_the_command_line_goes_before_the_settings(small, tmp_path):
     assert settings["threads"] == 1 and settings["batch_sizes"] == [1, 4]
 
 
+def test_instances_of_the_settings_are_run_together(small, tmp_path, monkeypatch):
+    core = machine.cores()[0]
+    monkeypatch.setattr(machine, "cores", lambda: [core, core])  # two shares, whatever CPU it is
+    (tmp_path / "settings.json").write_text('{"instances": 2}')
+    command(small, tmp_path, "--settings", str(tmp_path / "settings.json"))
+    result = report.read(tmp_path / "result.json")
+    for entry in result["candidates"]:
+        assert entry["instances"] == 2 and entry["environment"]["OMP_NUM_THREADS"] == "1"
+        assert not entry["variants"] and all(one["throughput_fps"] > 0 for one in entry["batches"])
+    assert "Each candidate was 2 processes that shared the cores" in report.conclusion(result)
+    command(small, tmp_path, "--settings", str(tmp_path / "settings.json"), "--instances", "1")
+    alone = report.read(tmp_path / "result.json")
+    assert {entry["instances"] for entry in alone["candidates"]} == {1}
+    assert "processes that shared" not in report.conclusion(alone)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -228,6 +244,8 @@ def test_the_command_line_goes_before_the_settings(small, tmp_path):
         ('{"treads": 2}', "no setting 'treads'. There are: threads"),
         ('{"threads": 0}', "0 will not do for 'threads'"),
         ('{"threads": true}', "true will not do for 'threads'"),
+        ('{"instances": 0}', "0 will not do for 'instances'"),
+        ('{"instances": 999}', "are not shared by 999 processes; --instances may be 1"),
         ('{"batch_sizes": []}', "will not do for 'batch_sizes'"),
         ('{"batch_sizes": [1, "32"]}', "will not do for 'batch_sizes'"),
         ('{"knobs": {"KMP_BLOCKTIME": 1}}', "will not do for 'knobs'"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers import UserError, graphs
+from helpers import UserError, graphs, machine
 from helpers.benchmark import peers, report
 from helpers.benchmark.candidate import candidates, current
 from helpers.benchmark.measurement import compare, dummy_inputs
@@ -51,13 +51,15 @@ def parse(arguments):
     text = "also INT8 in TensorFlow's own integer operations, run in env_current/ (frozen .pb)"
     add("--integer", type=Path, metavar="GRAPH", help=text)
     add("--calibration", type=Path, help="images for --peers as .npy; default: dummy images")
-    add("--settings", type=Path, metavar="FILE", help="threads, batch sizes, knobs of notebook 06")
+    add("--settings", type=Path, metavar="FILE", help="what notebook 06 found best here")
     add("--batch-size", type=positive(int), nargs="+", metavar="N", help="default: 1 32")
     add("--seconds", type=positive(float), help="per turn: round, candidate and batch size")
     add("--rounds", type=positive(int), help="exactly so many, resolved or not")
     add("--limit", type=positive(float), help="seconds of measuring; default: 240, quick 60")
     add("--quick", action="store_true", help="shorter turns, and a lower limit")
     add("--threads", type=positive(int), help="default: physical cores this process may use")
+    text = "processes of each candidate that share the cores and work at the same time; default: 1"
+    add("--instances", type=positive(int), metavar="N", help=text)
     add("--inputs", type=Path, help="inputs as .npy (N, …); default: made up")
     add("--shape", type=shape_of, help="of one input where the graph does not tell: 224,224,3")
     add("--input-name", help="where the graph has several inputs")
@@ -92,7 +94,12 @@ def run(options):
         inputs = made_up(options, chosen, max(64, *batch_sizes))
     if options.integer:
         chosen.append(current(options.integer, **names))
+    count = options.instances or tuned.get("instances", 1)
+    if count > 1:
+        share_cores(chosen, count)
     if options.peers:
+        if count > 1:
+            raise UserError("--peers are measured as one process each: give --instances 1.")
         if peers.absent():
             raise UserError(peers.absent())
         images = load_inputs(options.calibration) if options.calibration else None
@@ -116,6 +123,21 @@ def run(options):
         },
         **effort,
     )
+
+
+def share_cores(chosen, count):
+    """Have each candidate be `count` pinned processes with equally many cores, under ITEX.
+
+    Raises UserError where the cores (or memory) do not allow so many.
+    """
+    shares = machine.splits(machine.cores())
+    if count not in shares:
+        raise UserError(
+            f"The {len(machine.cores())} cores here are not shared by {count} processes; "
+            f"--instances may be {', '.join(map(str, shares))}."
+        )
+    for candidate in chosen:
+        candidate.instances, candidate.variants = shares[count], []
 
 
 def made_up(options, chosen, count, seed=0):

@@ -150,6 +150,7 @@ def findings(result):
     names = [entry["name"] for entry in own(result)]
     int8, base = names[-1], names[0]
     sentences = [headline(result, int8, base)]
+    sentences += several_processes(result)
     sentences += two_views(result, int8, base)
     sentences += without_itex(result)
     sentences += mixtures(result)
@@ -170,6 +171,18 @@ def headline(result, name, base):
         f"{span(up)} and {number(down['median'])} times its latency at batch {small} {span(down)}, "
         f"on {where(result)}."
     )
+
+
+def several_processes(result):
+    """That the candidates were several processes each, and what the numbers are then."""
+    counts = {entry.get("instances", 1) for entry in result["candidates"]}
+    if counts == {1}:
+        return []
+    return [
+        f"Each candidate was {' or '.join(map(str, sorted(counts)))} processes that shared the "
+        "cores and worked at the same time: throughput is that of all together, latency that of "
+        "one call of one of them."
+    ]
 
 
 def two_views(result, name, base):

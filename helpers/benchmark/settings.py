@@ -5,11 +5,11 @@ from pathlib import Path
 
 from helpers import UserError
 
-SETTINGS = {"threads": int, "batch_sizes": list, "knobs": dict, "notes": dict}
+SETTINGS = {"threads": int, "instances": int, "batch_sizes": list, "knobs": dict, "notes": dict}
 
 
 def read_settings(path):
-    """What notebook 06 chose: threads, batch_sizes, knobs (environment variables), notes.
+    """What notebook 06 chose: threads, instances, batch_sizes, knobs (variables), notes.
 
     All are optional; `notes` is not used. Raises UserError for a file that is something else.
     """
@@ -35,5 +35,5 @@ def _fits(name, value):
         return False
     if name == "knobs":
         return all(type(text) is str for text in value.values())
-    numbers = value if name == "batch_sizes" else [value] if name == "threads" else [1]
+    numbers = {"batch_sizes": value, "notes": [1]}.get(name, [value])
     return bool(numbers) and all(type(number) is int and number > 0 for number in numbers)

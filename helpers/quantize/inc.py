@@ -49,7 +49,11 @@ def _keep_freed_memory():
     trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
     libc.mallopt(mmap_threshold, 2**30)
     libc.mallopt(trim_threshold, 2**31 - 1)
-    return libc
+
+
+def give_memory_back():
+    """Give the system what this process has freed and kept: other processes may need it next."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
@@ -61,7 +65,7 @@ def quiet(log):
     """
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    libc = _keep_freed_memory()
+    _keep_freed_memory()
     before, saved = dict(os.environ), [os.dup(1), os.dup(2)]
     logger = logging.getLogger("tensorflow")
     handlers = [item for item in logger.handlers if isinstance(item, logging.StreamHandler)]
@@ -95,7 +99,7 @@ def quiet(log):
                 handler.setStream(stream or _DESCRIPTOR_2)  # None: it was that one already
             os.environ.clear()
             os.environ.update(before)
-            libc.malloc_trim(0)  # what comes next may be large, too, in another process
+            give_memory_back()
 
 
 def quantize(

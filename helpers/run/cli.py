@@ -40,8 +40,8 @@ def about(path):
     cells = json.loads(path.read_text())["cells"]
     text = "".join(cells[0]["source"])
     title = re.search(r"^# (.+)$", text, re.M)
-    minutes = re.search(r"\*\*Time\*\*:? *(.+?)$", text, re.M)
-    return title[1] if title else path.stem, minutes[1] if minutes else "?"
+    minutes = re.search(r"\*\*Time\*\*: *(.+?)\.?(\n\n|\Z)", text, re.S)
+    return title[1] if title else path.stem, " ".join(minutes[1].split()) if minutes else "?"
 
 
 def parse(arguments):
