@@ -162,7 +162,9 @@ def run(options):
         folder = output / "models" / "trials"
         form = forms.form_of(options.runtime)(fp32, given.calibration, folder)
         trials, why = ladder.climb(fp32, given.calibration, judge, tolerance, folder, form=form)
-        inc.give_memory_back()  # of VGG16 8 GB, without which the peers' tools do not get enough
+        names = source.input_name, source.output_name
+        del source  # with the model: what measures needs the memory
+        inc.give_memory_back()
     if not trials[-1].passed:
         return instead(options, output, fp32, given, judge, trials, tolerance)
     int8 = graphs.write_graph(graphs.read_graph(trials[-1].graph), output / "models" / "int8.pb")
@@ -176,7 +178,7 @@ def run(options):
         files.write_json(output / "layers.json", rows)
         print(layers.table(rows))
     with step("Write what serves it, and time that"):
-        serving.save(int8, output, source.input_name, source.output_name)
+        serving.save(int8, output, *names)
         cost = serving.measure(output, given.report[:1], machine.usable_cores())
         session, signature = (cost[way]["median"] for way in ("session_ms", "signature_ms"))
         print(f"  One input takes {session:.2f} ms in a Session, as serve.py has it, and "

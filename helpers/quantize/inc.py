@@ -39,6 +39,9 @@ class CalibrationLoader:
             yield self.images[start : start + self.batch_size], np.zeros(self.batch_size)
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
 def _keep_freed_memory():
     """Have this process reuse large blocks of memory instead of giving each back to the system.
 
@@ -46,14 +49,19 @@ def _keep_freed_memory():
     the memory anew takes a quarter of either's time.
     """
     libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
-    libc.mallopt(mmap_threshold, 2**30)
-    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(MMAP_THRESHOLD, 2**30)
+    libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_memory_back():
-    """Give the system what this process has freed and kept: other processes may need it next."""
-    ctypes.CDLL(None).malloc_trim(0)
+    """Give the system what this process has freed and kept, and large blocks from now on at once.
+
+    Other processes may need it next: of VGG16 it is 8 GB.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(MMAP_THRESHOLD, 2**25)  # the largest that glibc comes to by itself
+    libc.mallopt(TRIM_THRESHOLD, 2**26)
+    libc.malloc_trim(0)
 
 
 @contextlib.contextmanager
