@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import images
 
-from helpers import UserError, graphs, machine
-from helpers.benchmark import Candidate, candidate, measurement, worker
+from helpers import UserError, benchmark, graphs, machine
+from helpers.benchmark import Candidate, candidate, measurement, processes, worker
 from helpers.benchmark.measurement import Field, choose_variants, groups, run_rounds, warm
 from helpers.benchmark.processes import Team, teams_for, window
 from helpers.stats import Round
@@ -376,3 +376,30 @@ def test_bf16_is_not_started_where_the_cpu_has_none(monkeypatch, small):
     ready, failed = measurement.ready_to_start([fp32, bf16])
     assert ready == [fp32] and "was not started" in failed["BF16"]
     assert [c.name for c in candidate.candidates("a.pb", "b.pb")] == ["FP32", "INT8"]
+
+
+@pytest.mark.parametrize(("room", "most"), [(1e-9, 1), (1e9, 2)])
+def test_graphs_are_optimised_at_once_only_where_memory_holds_it(
+    small, tmp_path, monkeypatch, room, most
+):
+    """Optimising takes more than what a process keeps: of VGG16 four at once ended a machine."""
+    at_once, open_requests = [], set()
+    tell, hear = processes.Worker.tell, processes.Worker.hear
+
+    def told(self, request):
+        if request.get("do") == "inputs":
+            open_requests.add(self)
+            at_once.append(len(open_requests))
+        tell(self, request)
+
+    def heard(self):
+        open_requests.discard(self)
+        return hear(self)
+
+    monkeypatch.setattr(processes.Worker, "tell", told)
+    monkeypatch.setattr(processes.Worker, "hear", heard)
+    monkeypatch.setattr(measurement, "OPTIMISING", 1 / room)
+    chosen = [Candidate("FP32", small["fp32"]), Candidate("INT8", small["int8"])]
+    effort = {"seconds": 0.02, "min_calls": 1, "min_rounds": 2, "max_rounds": 2}
+    benchmark.measure(chosen, tmp_path, images(8), batch_sizes=[4], progress=False, **effort)
+    assert max(at_once) == most and len(at_once) == 2

@@ -20,6 +20,7 @@ PROFILES = {
 }
 PILOT_SECONDS = 0.3  # a variant's turn, of which there are three, to find the fastest
 CLEARLY = 0.05  # by which share of the time another variant has to be quicker to be taken
+OPTIMISING = 1.6  # what a process needs of memory while its graph is optimised, times what it keeps
 OUTPUTS = 200  # images per call at most when outputs are compared
 
 
@@ -200,10 +201,14 @@ def predict(field, inputs, batch_sizes, folder):
     with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:
         np.save(f"{scratch}/inputs.npy", inputs)
         request = {"do": "inputs", "path": f"{scratch}/inputs.npy", "batch_sizes": sizes}
-        for team in field.teams.values():  # all at once: a graph is optimised on one core
-            for worker in team.workers:
-                worker.tell(request)
-        field.each(lambda team: [worker.hear() for worker in team.workers])
+        needed = sum(team.candidate.gib for team in field.teams.values())
+        if OPTIMISING * needed < machine.available_memory():
+            for team in field.teams.values():  # all at once: a graph is optimised on one core
+                for worker in team.workers:
+                    worker.tell(request)
+            field.each(lambda team: [worker.hear() for worker in team.workers])
+        else:
+            field.each(lambda team: [worker.ask(**request) for worker in team.workers])
 
         def ask(team):
             for number, worker in enumerate(team.workers):
