@@ -161,6 +161,9 @@ def test_an_older_result_can_be_read(tmp_path):
 
 def test_figures_are_drawn_and_described(tmp_path):
     result = made_up(spread=0.1)
+    told = [figure.get_suptitle() for _, figure in report.draw(result)]
+    assert told[0].endswith("INT8 400 images/s at batch 32, 5 ms at batch 1"), told
+    assert told[1].endswith("INT8 4 times the throughput of FP32, 0.5 times the latency"), told
     paths = report.save_figures(result, tmp_path)
     assert [path.name for path in paths] == ["fp32_int8_absolute.png", "fp32_int8_times.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

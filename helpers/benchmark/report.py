@@ -351,7 +351,8 @@ def draw(result):
             figure = Figure(figsize=(9, 4.6))
             for axes, (title, values, spans, lower) in zip(figure.subplots(1, 2), (left, right)):
                 _bars(axes, title, names, values, spans, lower)
-        figure.suptitle(f"{result['model']}: {heading}", fontsize=15, fontweight="bold")
+        title = textwrap.fill(f"{result['model']}: {heading}", 76)
+        figure.suptitle(title, fontsize=13, fontweight="bold")
         figure.supxlabel(where(result) + foot, fontsize=9, color=figures.DARK)
         return file, figure
 
@@ -361,19 +362,23 @@ def draw(result):
 
     fps = [batch_of(result, name, large)["throughput_fps"] for name in names]
     ms = [batch_of(result, name, small)["latency_ms"]["p50"] for name in names]
-    base = result["candidates"][0]["name"]
+    base, told = result["candidates"][0]["name"], own(result)[-1]["name"]
+    at = names.index(told)
+    throughputs, latencies = spans("throughput_times", large), spans("latency_times", small)
     return [
         both(
             "fp32_int8_absolute.png",
-            "measured speed",
+            f"{told} {number(fps[at])} images/s at batch {large}, "
+            f"{number(ms[at])} ms at batch {small}",
             (f"Throughput, batch {large} (images/s)", fps, None, False),
             (f"Latency, batch {small} (ms, median)", ms, None, True),
         ),
         both(
             "fp32_int8_times.png",
-            f"compared with {base}",
-            (f"Throughput, batch {large} (times {base})", *spans("throughput_times", large), False),
-            (f"Latency, batch {small} (times {base})", *spans("latency_times", small), True),
+            f"{told} {number(throughputs[0][at])} times the throughput of {base}, "
+            f"{number(latencies[0][at])} times the latency",
+            (f"Throughput, batch {large} (times {base})", *throughputs, False),
+            (f"Latency, batch {small} (times {base})", *latencies, True),
             ". Lines: interval of the median",
         ),
     ]
