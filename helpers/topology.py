@@ -3,6 +3,7 @@
 `root` is where the functions look for /proc and /sys: a test's own folder in place of "/".
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+SEAT_MEMORY = "SEAT_MEMORY"  # "PID GIB": what a process and all that it starts may take together
 
 
 class Core(NamedTuple):
@@ -74,6 +77,20 @@ def _memory_left(root):
                 yield int(limit) - int(_read(folder / used) or 0) + int(stat.get(cache, 0))
 
 
+def _seat_left():
+    """Bytes that this process's seat leaves it: its share less what its processes hold."""
+    if SEAT_MEMORY not in os.environ:
+        return
+    pid, share = os.environ[SEAT_MEMORY].split()
+    used = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        first = psutil.Process(int(pid))
+        for process in (first, *first.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has ended since, or is another's
+                used += process.memory_info().rss
+    yield float(share) * 2**30 - used
+
+
 def _job_number(job, name):
     """A number that the batch system has set, None outside of its jobs; 0 means no limit."""
     value = os.environ.get(name, "")
@@ -115,13 +132,13 @@ def cores(root="/"):
 
 
 def available_memory(root="/"):
-    """GiB that new processes may take: the least of what is free, cgroup limits and Slurm's job.
+    """GiB that new processes may take: the least of what is free, limits of cgroups, job and seat.
 
     A cgroup's limit counts less what its processes hold, without the file cache that the kernel
     can take back; Slurm's counts whole, which is more than is left where Slurm does not set up
     cgroups. Source of Slurm's variables (MiB): sbatch(1).
     """
-    limits = [psutil.virtual_memory().available, *_memory_left(root)]
+    limits = [psutil.virtual_memory().available, *_memory_left(root), *_seat_left()]
     per_cpu = _job_number("SLURM_JOB_ID", "SLURM_MEM_PER_CPU")
     cpus = _job_number("SLURM_JOB_ID", "SLURM_CPUS_ON_NODE")
     if per_cpu and cpus:

@@ -114,7 +114,7 @@ def no_kernel(monkeypatch, _):
     [
         (None, None),
         (no_disk, "disk: 1.0 GiB free at "),
-        (no_memory, "memory: 1.2 GiB are free, and 4 are needed: end other programs"),
+        (no_memory, "memory: 1.2 GiB are free, and 6 are needed: end other programs"),
         (no_avx2, "CPU: "),
         (no_place, "write access: "),
         (no_port, "ports: No port from "),

@@ -387,6 +387,22 @@ def test_nested_cpu_quotas_of_cgroup_1(tmp_path, monkeypatch):
     assert machine.usable_cores(tmp_path) == 2
 
 
+def test_a_seat_leaves_its_share_less_what_its_processes_hold(tmp_path, monkeypatch, free):
+    monkeypatch.setenv("SEAT_MEMORY", f"{os.getpid()} 16.5")
+    before = machine.available_memory(tmp_path)
+    assert 8 < before < 16.5
+    hold = "held = bytearray(b'1') * 2**29; print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
+        beside = machine.available_memory(tmp_path)
+        child.communicate(b"\n")
+    assert before - beside == pytest.approx(0.5, abs=0.1)
+    monkeypatch.setenv("SEAT_MEMORY", f"{child.pid} 16.5")  # a seat that has ended holds nothing
+    assert machine.available_memory(tmp_path) == 16.5
+
+
 @pytest.mark.parametrize("path", ["/docker/0123abcd", "/../../machine.slice/0123abcd", "/..", "/"])
 def test_a_container_sees_its_own_limit_at_the_root(tmp_path, monkeypatch, path):
     """In a container the path is often the host's, and what is mounted is the own group."""

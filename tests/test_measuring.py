@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -152,6 +153,31 @@ def test_candidates_that_do_not_fit_into_memory_are_measured_in_groups(monkeypat
     monkeypatch.setattr(machine, "available_memory", lambda: 2.5)  # a control in every group
     both = [[candidate.name for candidate in group] for group in groups(chosen, beside=2)]
     assert both == [["one", "two", "three"], ["one", "two", "four"]]
+
+
+def test_seats_take_turns_where_their_memory_does_not_hold_all(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(processes, "TURN", tmp_path / "turn")
+    monkeypatch.setattr(machine, "available_memory", lambda: 2.0)
+    monkeypatch.setenv("SEAT_MEMORY", f"{os.getpid()} 4.5")
+    order = []
+
+    def other(gib):
+        with processes.turn(gib):
+            order.append(gib)
+
+    with processes.turn(3.0):  # this seat has the turn
+        waiting = threading.Thread(target=other, args=[5.0])
+        waiting.start()
+        other(1.0)  # what fits into its own memory waits for nobody
+        waiting.join(0.5)
+        assert order == [1.0] and waiting.is_alive()
+    waiting.join(10)
+    assert order == [1.0, 5.0]
+    assert capsys.readouterr().out.count("it waits until another seat has measured") == 1
+    monkeypatch.delenv("SEAT_MEMORY")
+    with processes.turn(9.0):  # without seats nobody waits
+        other(8.0)
+    assert order[-1] == 8.0
 
 
 def test_a_window_counts_what_lies_within_it():

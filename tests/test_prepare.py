@@ -281,7 +281,9 @@ def test_a_copy_is_opened_on_the_cores_of_its_seat_and_without_ports(monkeypatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 4})
     end = "jupyter lab --no-browser --KernelManager.transport=ipc"
     assert room.opening(tmp_path, ROOT)[2] == end
-    assert room.opening(tmp_path, ROOT, "3/30")[2] == f"taskset -c 4,5 {end}"
+    monkeypatch.setattr(machine, "describe", lambda: {"memory_gib": 256})
+    kept = f'SEAT_MEMORY="$$ 8.5" taskset -c 4,5 {end}'
+    assert room.opening(tmp_path, ROOT, "3/30")[2] == kept
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", f"/run/{60 * 'x'}")
     assert room.opening(tmp_path, ROOT)[2] == "jupyter lab --no-browser"
 
@@ -369,7 +371,9 @@ def test_too_many_seats_and_short_memory_are_told(monkeypatch, capsys):
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: taken.append(cpus))
     monkeypatch.setattr(machine, "cores", lambda: [Core(4, 0, 0), Core(6, 0, 0)])
     monkeypatch.setattr(machine, "describe", lambda: {"memory_gib": 16})
+    monkeypatch.setenv("SEAT_MEMORY", "restored after the test")
     room.sit("2/2")
+    assert os.environ["SEAT_MEMORY"] == f"{os.getpid()} 7.5"
     assert taken == [{6}] and capsys.readouterr().out == "Seat 2 of 2: 1 of 2 cores.\n"
     room.sit("3/30")
     said = capsys.readouterr().out

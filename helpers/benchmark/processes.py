@@ -2,16 +2,19 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import json
+import os
 import subprocess
 from pathlib import Path
 
-from helpers import UserError, machine
+from helpers import UserError, machine, topology
 from helpers.benchmark.candidate import CLOCK, environment, python_of
 from helpers.stats import Round
 
 OPENING = 0.05  # seconds in which all instances get busy before their common window opens
+TURN = Path("/dev/shm/int8_tutorial_turn")  # locked by the seat of this machine whose turn it is
 
 
 class ProcessEnded(UserError):
@@ -128,13 +131,33 @@ def window(batch_size, calls, start, end):
 
 
 @contextlib.contextmanager
+def turn(gib):
+    """Where a seat's memory does not hold `gib`, wait until no other such seat is in this block."""
+    if topology.SEAT_MEMORY not in os.environ or gib <= machine.available_memory():
+        yield
+        return
+    with contextlib.suppress(FileExistsError):
+        created = os.open(TURN, os.O_CREAT | os.O_EXCL)
+        os.fchmod(created, 0o644)
+        os.close(created)
+    with open(TURN) as file:  # another user's may only be read, which is enough for a lock
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("This seat's memory is short: it waits until another seat has measured.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def teams_for(chosen, threads, logs):
     """Start a Team per candidate, give them by name; end them all however the block ends."""
     teams = {}
-    try:
-        for candidate in chosen:
-            teams[candidate.name] = Team(candidate, threads, logs)
-        yield teams
-    finally:
-        for team in teams.values():
-            team.stop()
+    with turn(sum(candidate.gib for candidate in chosen)):
+        try:
+            for candidate in chosen:
+                teams[candidate.name] = Team(candidate, threads, logs)
+            yield teams
+        finally:
+            for team in teams.values():
+                team.stop()

@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from helpers import UserError, files, machine
+from helpers import UserError, files, machine, topology
 from helpers.run.preflight import MEMORY_GIB, ROOT
 
 RECORD = "room.json"
@@ -70,8 +70,8 @@ def place(output=None, seat=None, room=ROOT):
         fill(output, prepared, room)
     if (free := machine.available_memory()) < MEMORY_GIB:
         print(
-            f"Memory is short: {free:.1f} GiB are free, and a run may take {MEMORY_GIB:.0f}. "
-            "Candidates are then measured in groups; with less than 2 GiB expect a failure."
+            f"Memory is short: {free:.1f} GiB are free, and a run may take {MEMORY_GIB:.0f}: the "
+            "system may end a process of it. End other programs first."
         )
     return output, held
 
@@ -179,11 +179,15 @@ def serve(options, room=ROOT):
 
 def opening(folder, room, seat=None):
     """The commands that open a copy in Jupyter, as a list."""
-    own = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    keep = ""
+    if seat:
+        own = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        memory = memory_share(int(seat.partition("/")[2]))
+        keep = f'{topology.SEAT_MEMORY}="$$ {memory}" taskset -c {own} '
     return [
         f"cd '{folder}/notebooks'",
         f"source '{room}/env_intel_tf/bin/activate'",
-        f"{f'taskset -c {own} ' if seat else ''}jupyter lab --no-browser{sockets()}",
+        f"{keep}jupyter lab --no-browser{sockets()}",
     ]
 
 
@@ -255,7 +259,7 @@ def reset(folder, prepared, room=ROOT):
 
 
 def sit(seat):
-    """Keep this process, and all that it starts, to the cores of a seat "K/N".
+    """Keep this process, and all that it starts, to the cores and the memory of a seat "K/N".
 
     Says so where there are more seats than cores, or less memory than a run takes. Raises
     UserError for what is no seat.
@@ -271,12 +275,18 @@ def sit(seat):
     print(f"Seat {number} of {count}: {len(own)} of {len(cores)} cores.")
     if count > len(cores):
         print("There are more seats than cores: times and ratios of now mean little.")
-    each = machine.describe()["memory_gib"] / count
+    each = memory_share(count)
+    os.environ[topology.SEAT_MEMORY] = f"{os.getpid()} {each}"
     if each < MEMORY_GIB:
         print(
             f"Memory is short: {each:.1f} GiB for each of {count} seats, {MEMORY_GIB:.0f} are "
-            "needed. Take fewer seats."
+            "needed. Where they do not suffice seats measure one after another: take fewer."
         )
+
+
+def memory_share(count):
+    """GiB for each of `count` seats, of all but one, which the system takes."""
+    return round((machine.describe()["memory_gib"] - 1) / count, 2)
 
 
 def share(cores, number, count):
