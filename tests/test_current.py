@@ -85,6 +85,19 @@ def test_a_keras_3_file_becomes_int8_that_is_proved_and_judged(made):
     assert all(row["int8"] and row["share"] > 0 and row["sqnr_db"] > 10 for row in rows)
 
 
+LOADS = """\
+import sys
+import numpy as np
+import tensorflow as tf
+tf.config.optimizer.set_experimental_options({"use_plugin_optimizers": False})
+loaded = tf.saved_model.load(sys.argv[1])
+answer = loaded.signatures["serving_default"]
+((key, spec),) = answer.structured_input_signature[1].items()
+request = tf.constant(np.load(sys.argv[2]), spec.dtype)
+np.save(sys.argv[3], next(iter(answer(**{key: request}).values())))
+"""
+
+
 def serve(python, folder, request, answer):
     """What serve.py answers in a fresh process, from a folder where `helpers` is not."""
     words = [python, folder / "serve.py", request, "--to", answer]
@@ -108,6 +121,9 @@ def test_every_tensorflow_serves_what_was_measured(made, tmp_path):
         pytest.skip("needs env_intel_tf/ (./set_env.sh)")
     there = serve(other, output, tmp_path / "request.npy", tmp_path / "there.npy")
     assert (there.argmax(1) == wanted.argmax(1)).all() and stats.sqnr_db(wanted, there) > 50
+    words = [other, "-c", LOADS, output / "saved_model", tmp_path / "request.npy", "loaded.npy"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    assert np.array_equal(np.load(tmp_path / "loaded.npy"), there)
 
 
 def test_a_padding_before_a_depthwise_layer_is_no_part_of_it_in_what_is_simulated(tmp_path):
