@@ -389,6 +389,8 @@ def test_a_run_says_that_memory_is_short(monkeypatch, tmp_path, capsys):
     output, held = room.place(tmp_path / "out")
     held.close()
     assert output == tmp_path / "out" and "Memory is short: 1.5 GiB" in capsys.readouterr().out
+    room.place(tmp_path / "out", "1/5")[1].close()
+    assert "short" not in capsys.readouterr().out  # `sit` has said it, with what a seat can do
 
 
 def test_the_tasks_of_an_array_have_folders_of_their_own(monkeypatch, tmp_path):

@@ -68,7 +68,7 @@ def place(output=None, seat=None, room=ROOT):
         output, held = own_folder(room, seat)
     if prepared:
         fill(output, prepared, room)
-    if (free := machine.available_memory()) < MEMORY_GIB:
+    if not seat and (free := machine.available_memory()) < MEMORY_GIB:  # `sit` says it of a seat
         print(
             f"Memory is short: {free:.1f} GiB are free, and a run may take {MEMORY_GIB:.0f}: the "
             "system may end a process of it. End other programs first."
