@@ -63,9 +63,12 @@ class Candidate:
 
     @property
     def bytes(self):
-        """The size of the model; OpenVINO keeps the weights in a file beside it."""
+        """The size of the model; OpenVINO keeps the weights in a file beside it.
+
+        A file that is not there counts nothing: the process that loads it says so.
+        """
         weights = [self.graph.with_suffix(".bin")] if self.graph.suffix == ".xml" else []
-        return sum(path.stat().st_size for path in [self.graph, *weights])
+        return sum(path.stat().st_size for path in [self.graph, *weights] if path.exists())
 
     @property
     def weights(self):
