@@ -95,6 +95,23 @@ _ZEN = (
     (0x1A, 0x40, 0x4F, "Zen 5"),
     (0x1A, 0x60, 0x7F, "Zen 5"),
 )
+# Intel's designs of servers, family 6: model, first and last stepping, name.
+# Sources: Linux, arch/x86/include/asm/intel-family.h; for the steppings of 0x55 its
+# tools/power/x86/intel-speed-select and arch/x86/events/intel.
+_XEON = (
+    (0x3F, 0, 15, "Haswell"),
+    (0x4F, 0, 15, "Broadwell"),
+    (0x55, 0, 4, "Skylake"),
+    (0x55, 5, 9, "Cascade Lake"),
+    (0x55, 10, 15, "Cooper Lake"),
+    (0x6A, 0, 15, "Ice Lake"),
+    (0x6C, 0, 15, "Ice Lake"),
+    (0x8F, 0, 15, "Sapphire Rapids"),
+    (0xCF, 0, 15, "Emerald Rapids"),
+    (0xAD, 0, 15, "Granite Rapids"),
+    (0xAE, 0, 15, "Granite Rapids"),
+)
+DESIGNS = tuple(dict.fromkeys(name for *_, name in (*_ZEN, *_XEON)))
 
 
 def _cpuinfo(path="/proc/cpuinfo"):
@@ -106,17 +123,27 @@ def _cpuinfo(path="/proc/cpuinfo"):
 
 
 def microarchitecture(cpuinfo="/proc/cpuinfo"):
-    """The design of an AMD CPU, such as 'Zen 4', or None where it is not known.
+    """The design of a CPU of AMD or of an Intel server, one of DESIGNS; None where it is not known.
 
-    Virtual machines often say no more than "AMD EPYC", which may or may not have AVX-512.
+    Virtual machines often say no more than "AMD EPYC" or "Intel Xeon Processor", of which some
+    have AVX-512, VNNI or AMX and others do not.
     """
     info = _cpuinfo(cpuinfo)
-    if info.get("vendor_id") == "AuthenticAMD":
-        family, model = int(info["cpu family"]), int(info["model"])
-        for known, first, last, name in _ZEN:
-            if family == known and first <= model <= last:
-                return name
-    return None
+    vendor = info.get("vendor_id")
+    if vendor not in ("AuthenticAMD", "GenuineIntel"):
+        return None
+    family, model, stepping = (int(info[name]) for name in ("cpu family", "model", "stepping"))
+    if vendor == "AuthenticAMD":
+        known = (
+            name for one, first, last, name in _ZEN if one == family and first <= model <= last
+        )
+    else:
+        known = (
+            name
+            for one, first, last, name in _XEON
+            if family == 6 and one == model and first <= stepping <= last
+        )
+    return next(known, None)
 
 
 def isa_cap():

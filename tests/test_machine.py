@@ -37,7 +37,7 @@ def outside_of_jobs_and_caps(monkeypatch):
 def cpuinfo(folder, name):
     vendor, family, model, title, flags = CPUS[name]
     fields = {"processor": 0, "vendor_id": vendor, "cpu family": family, "model": model}
-    fields |= {"model name": title, "flags": flags}
+    fields |= {"model name": title, "stepping": 4, "flags": flags}
     path = folder / "cpuinfo"
     path.write_text("".join(f"{field}\t: {value}\n" for field, value in fields.items()))
     return path
@@ -171,8 +171,30 @@ def test_amd_is_named_by_its_design(tmp_path, monkeypatch, family, model, name):
     assert machine.microarchitecture(cpuinfo(tmp_path, "AMD")) == name
 
 
-def test_intel_is_not_taken_for_amd(tmp_path, monkeypatch):
-    monkeypatch.setitem(CPUS, "other", ("GenuineIntel", 25, 1, "Intel", AVX2))
+@pytest.mark.parametrize(
+    ("model", "stepping", "name"),
+    [
+        (0x4F, 1, "Broadwell"),
+        (0x55, 4, "Skylake"),
+        (0x55, 7, "Cascade Lake"),
+        (0x55, 11, "Cooper Lake"),
+        (0x6A, 6, "Ice Lake"),
+        (0x8F, 8, "Sapphire Rapids"),
+        (0xCF, 2, "Emerald Rapids"),
+        (0xAD, 1, "Granite Rapids"),
+        (0xB7, 1, None),  # no server
+    ],
+)
+def test_intel_servers_are_named_by_their_design(tmp_path, monkeypatch, model, stepping, name):
+    monkeypatch.setitem(CPUS, "Intel", ("GenuineIntel", 6, model, "Intel", AVX2))
+    path = cpuinfo(tmp_path, "Intel")
+    path.write_text(path.read_text().replace("stepping\t: 4", f"stepping\t: {stepping}"))
+    assert machine.microarchitecture(path) == name
+
+
+@pytest.mark.parametrize("vendor", ["GenuineIntel", "HygonGenuine"])
+def test_who_is_not_amd_is_not_taken_for_it(tmp_path, monkeypatch, vendor):
+    monkeypatch.setitem(CPUS, "other", (vendor, 25, 1, "other", AVX2))
     assert machine.microarchitecture(cpuinfo(tmp_path, "other")) is None
 
 
@@ -183,12 +205,12 @@ def test_intel_is_not_taken_for_amd(tmp_path, monkeypatch):
         ("Zen 4", "", "2 cores of AMD EPYC (Zen 4, VNNI)"),
         ("Zen 4", "avx2", "2 cores of AMD EPYC (Zen 4, AVX2 only, oneDNN capped at AVX2)"),
         ("Zen 4", "SSE41", "2 cores of AMD EPYC (Zen 4, no AVX2, oneDNN capped at SSE41)"),
-        ("Xeon", "", "2 cores of Intel(R) Xeon(R) Processor (AMX)"),
+        ("Xeon", "", "2 cores of Intel(R) Xeon(R) Processor (Sapphire Rapids, AMX)"),
         (
             "Xeon",
             "AVX512_CORE",
             "2 cores of Intel(R) Xeon(R) Processor "
-            "(AVX-512 without VNNI, oneDNN capped at AVX512_CORE)",
+            "(Sapphire Rapids, AVX-512 without VNNI, oneDNN capped at AVX512_CORE)",
         ),
     ],
 )
@@ -204,7 +226,9 @@ def test_the_machine_is_named_with_its_int8_unit(tmp_path, monkeypatch, cpu, cap
     }
     assert machine.summary(here) == line
     del here["microarchitecture"]  # results of earlier versions
-    assert machine.summary(here) == line.replace("Zen 3, ", "").replace("Zen 4, ", "")
+    for design in machine.DESIGNS:
+        line = line.replace(f"{design}, ", "")
+    assert machine.summary(here) == line
 
 
 @pytest.mark.parametrize(

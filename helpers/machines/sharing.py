@@ -29,7 +29,7 @@ TEXTS = {
     "profile": "full",
     "created": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
     "cpu": r"[\w ()@.,+-]{1,60}",
-    "microarchitecture": r"Zen(?: \d)?",
+    "microarchitecture": "|".join(machine.DESIGNS),
     "isa": "|".join(machine.ISA_FLAGS),
     "isa_cap": r"[A-Z][A-Z0-9_]{2,20}",
     "device": "CPU",
