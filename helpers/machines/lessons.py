@@ -94,12 +94,25 @@ def _ratios(parts, group, size):
     return {kind: value for kind, value in found.items() if value}
 
 
+def _count(members, group, size):
+    """How many results have the candidate's ratio, and how many of them do not know it to ±5 %."""
+    known = [ratio for entry in members if (ratio := entry.ratio(group.candidate, size))]
+    loose = sum(not ratio.throughput_times.resolved for ratio in known)
+    if not loose:
+        return results(len(known))
+    which = "" if loose == len(known) else f"{loose} of them "
+    return f"{results(len(known))}, {which}not resolved to ±{100 * RESOLVED:.0f} %"
+
+
 def gains(parts, group, size):
     """What INT8 gains on each kind of CPU."""
     found = _ratios(parts, group, size)
     if not found:
         return None
-    told = [f"{value} on {with_(kind)} ({results(value.count)})" for kind, value in found.items()]
+    told = [
+        f"{value} on {with_(kind)} ({_count(parts[kind], group, size)})"
+        for kind, value in found.items()
+    ]
     told[0] = told[0].replace("]", f"] times the throughput of {group.baseline}", 1)
     many = any(value.count >= MANY for value in found.values())
     brackets = f" In brackets: the middle 80 % of {MANY} results or more." if many else ""
@@ -126,7 +139,7 @@ def vnni(parts, group, size):
             "of the bytes to bring."
         )
     else:
-        share += f"{here.median / VNNI_ALONE:.0%} of that arrive."
+        share += f"{here.median / VNNI_ALONE:.0%} of that is achieved."
     other = known.get("AVX2 only") or known.get("AVX-512 without VNNI")
     if not other:
         return share
