@@ -76,6 +76,22 @@ def test_names_renew_their_rows_only_and_are_judged(runs, tmp_path):
     assert main() == 0 and main("--check") == 1
 
 
+def test_each_machine_has_a_section_of_its_own(runs, tmp_path, monkeypatch):
+    main, document, own = runs[1], tmp_path / "page.md", zoo.machine.summary
+    main("VGG16")
+    first = zoo.sections(document)
+    monkeypatch.setattr(zoo.machine, "summary", lambda _: "2 cores of another (AMX)")
+    assert not zoo.rows_in(document)
+    main("MobileNet")
+    assert list(zoo.rows_in(document)) == ["MobileNet"]
+    assert list(zoo.sections(document)) == [*first, "2 cores of another (AMX)"]
+    monkeypatch.setattr(zoo.machine, "summary", own)
+    assert list(zoo.rows_in(document)) == ["VGG16"]
+    kept = document.read_text()
+    main("VGG16")
+    assert document.read_text() == kept, "what is written again is as it was"
+
+
 def test_the_second_table_is_kept_beside_the_first(runs, tmp_path, monkeypatch):
     main = runs[1]
     document, name = tmp_path / "page.md", "INT8, TensorFlow 2.21"

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from datetime import date
 from pathlib import Path
@@ -42,9 +43,10 @@ HEAD = """\
 # Which networks run in INT8
 
 Every architecture of Keras Applications, from a Keras file through the command of
-[own-model.md](own-model.md), without data. `{command}` writes this page; with names of
-networks it makes their rows anew. The weights are random and have the statistics of a working
-network: what runs and how fast does not depend on them, the accuracy of a trained one does.
+[own-model.md](own-model.md), without data. `tests/zoo.sh` writes this page; with names of
+networks it makes their rows anew, on another machine a section of that machine. The weights are
+random and have the statistics of a working network: what runs and how fast does not depend on
+them, the accuracy of a trained one does.
 
 - **layers in INT8** are those that oneDNN executed so, of all convolutions and matrix products.
 - **INT8 : FP32** is how many times as fast INT8 is, the median of interleaved rounds; *not
@@ -54,16 +56,13 @@ network: what runs and how fast does not depend on them, the accuracy of a train
 - **SQNR** compares the outputs of INT8 with those of FP32, on images of nothing.
 - **time** is that of the whole command, from reading the file to timing what serves it.
 
-Measured on {machine}, TensorFlow {tensorflow}, at least {limit:g} s of measuring each.
+A second table has each network quantized again, in the integer operations that TensorFlow itself
+has (`tests/zoo.sh --current`; those of `--runtime tensorflow`, its first attempt), and measured
+beside the graphs of the first, in the same rounds: FP32 and ITEX's INT8 in TensorFlow {tensorflow},
+this INT8 in that of `env_current/`. SQNR is of both on the same images.
 """
-OWN_HEAD = """\
-## The same in today's TensorFlow, without ITEX
-
-`{command} --current` has each network quantized again, in the integer operations that TensorFlow
-itself has (those of `--runtime tensorflow`, its first attempt), and measures it beside
-the graphs of the table above: FP32 and ITEX's INT8 in TensorFlow {tensorflow}, this INT8 in that of
-`env_current/`, in the same rounds. SQNR is of both on the same images.
-"""
+PLACE = "## On "
+OWN_HEAD = "### The same in today's TensorFlow, without ITEX"
 
 
 def parse(arguments):
@@ -293,30 +292,35 @@ def table(columns, rows):
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def page(rows, own, limit, command):
-    """The text of the document, of the rows by name of both tables; the second may have none."""
-    here = machine.describe()
-    head = HEAD.format(
-        command=command,
-        machine=machine.summary(here),
-        tensorflow=machine.software()["tensorflow"],
-        limit=limit,
-    )
-    stamp = f"Last run on {date.today():%Y-%m-%d}."
+def page(document, rows, own, limit):
+    """The text of the document with this machine's section made of its rows by name.
+
+    `rows` and `own` are those of the section's two tables; the second may have none.
+    """
+    here, tensorflow = machine.summary(machine.describe()), machine.software()["tensorflow"]
+    stamp = f"TensorFlow {tensorflow}, at least {limit:g} s of measuring each. "
+    stamp += f"Last run on {date.today():%Y-%m-%d}."
     left = ", ".join(name for name in FAMILIES if name not in rows)
-    stamp += f" Not run to the end yet, so without a row: {left}." if left else ""
-    text = f"{head}{stamp}\n\n{table(COLUMNS, rows)}\n"
+    stamp += f" Not run to the end here, so without a row: {left}." if left else ""
+    text = f"{textwrap.fill(stamp, 100)}\n\n{table(COLUMNS, rows)}\n"
     if own:
-        more = OWN_HEAD.format(command=command, tensorflow=machine.software()["tensorflow"])
-        text += f"\n{more}\n{table(OWN_COLUMNS, own)}\n"
-    return text
+        text += f"\n{OWN_HEAD}\n\n{table(OWN_COLUMNS, own)}\n"
+    parts = sections(document) | {here: text}
+    told = [f"{PLACE}{place}\n\n{part}" for place, part in parts.items()]
+    return "\n".join([HEAD.format(tensorflow=tensorflow), *told])
+
+
+def sections(document):
+    """{machine: text} of a document, one for each machine on which rows were made."""
+    text = document.read_text() if document.exists() else ""
+    _, *parts = re.split(rf"^{PLACE}", text, flags=re.M)
+    found = (part.partition("\n\n") for part in parts)
+    return {place: text.rstrip("\n") + "\n" for place, _, text in found}
 
 
 def rows_in(document, columns=COLUMNS):
-    """The rows of one of a document's tables, {name: cells}; of another machine's they are none."""
-    text = document.read_text() if document.exists() else ""
-    if machine.summary(machine.describe()) not in text:
-        return {}
+    """The rows of one of the tables of this machine's section, {name: cells}."""
+    text = sections(document).get(machine.summary(machine.describe()), "")
     found = (line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| ")
     width = len(columns)
     return {cells[0]: cells for cells in found if cells[0] in FAMILIES and len(cells) == width}
@@ -352,7 +356,7 @@ def main(arguments=None):
             print(end["log"][-3000:])
         if "failed" in end or ((options.names or options.check) and share(end) < ENOUGH):
             bad.append(name)
-        options.document.write_text(page(rows, own, options.limit, "tests/zoo.sh"))
+        options.document.write_text(page(options.document, rows, own, options.limit))
     print(f"Not as they should be: {', '.join(bad)}." if bad else "All as they should be.")
     return 1 if bad else 0
 
