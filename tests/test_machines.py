@@ -266,6 +266,11 @@ def test_the_headline_has_a_row_for_each_kind_measured_or_not(tmp_path):
     entries += machines.read([written(tmp_path, *more)]).entries
     rows = table.headline(entries, "resnet50").splitlines()
     assert "| AMX | AMD EPYC, 2 cores | 27.7 | 54.7 | 208 |" in rows[2] and len(rows) == 5
+    xeon = changed(ZEN4, fps=2, cpu="Intel(R) Xeon(R) Processor", microarchitecture="Ice Lake")
+    both = [tmp_path / "real", written(tmp_path / "xeon", xeon)]
+    entries = machines.read(both).entries
+    rows = table.headline(entries, "resnet50").splitlines()
+    assert rows[3] == vnni and rows[4].startswith("| VNNI | Intel Xeon Ice Lake, 2 cores | 55.4 |")
 
 
 def test_the_readme_has_the_headline_of_the_results_there_are():

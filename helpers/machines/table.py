@@ -110,8 +110,9 @@ HEADLINES = ("AMX", "VNNI", "AVX2 only")
 def headline(entries, model, mix=("commit",)):
     """The kinds of CPU side by side, as a table in Markdown, of the largest group of a model.
 
-    A kind that nobody has measured is in it without figures. Of several results of a kind the
-    median; capped ones are left out. Raises UserError where no result is of that model.
+    Each maker's CPUs have a row of their own. A kind that nobody has measured is in it without
+    figures. Of several results in a row the median; capped ones are left out. Raises UserError
+    where no result is of that model.
     """
     group = groups(chosen(entries, [model]), mix)[0]
     size, parts = group.sizes[-1], by_kind(group.entries)
@@ -121,7 +122,11 @@ def headline(entries, model, mix=("commit",)):
     rows = [["CPU with", "measured on", *columns], ["---"] * (2 + len(columns))]
     real = [kind for kind in parts if not kind.endswith(" by cap")]
     for kind in dict.fromkeys([*HEADLINES, *real]):
-        rows.append(_headline_row(group, kind, parts.get(kind), size, ratios))
+        makers = {}
+        for entry in parts.get(kind, []):
+            makers.setdefault(entry.cpu.split()[0], []).append(entry)
+        for _, members in sorted(makers.items()) or [("", [])]:
+            rows.append(_headline_row(group, kind, members, size, ratios))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
