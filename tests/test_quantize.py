@@ -1,6 +1,8 @@
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -367,3 +369,20 @@ def test_a_graph_that_inc_cannot_read_is_told_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="gives no INT8 graph for fp32.pb.*stands in"):
         quantize(fp32, sixteen(8), tmp_path / "int8.pb")
     assert not (tmp_path / "int8.pb").exists()
+
+
+def test_what_holds_itself_is_given_back_too():
+    class Graph:
+        pass
+
+    graph = Graph()
+    graph.operations = [graph]
+    gone = weakref.ref(graph)
+    gc.disable()
+    try:
+        del graph
+        assert gone() is not None
+        inc.give_memory_back()
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import re
@@ -56,8 +57,10 @@ def _keep_freed_memory():
 def give_memory_back():
     """Give the system what this process has freed and kept, and large blocks from now on at once.
 
-    Other processes may need it next: of VGG16 it is 8 GB.
+    Other processes may need it next: of VGG16 it is 8 GB. Graphs and Keras models hold one another
+    in circles, so Python is made to look for those first.
     """
+    gc.collect()
     libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_THRESHOLD, 2**25)  # the largest that glibc comes to by itself
     libc.mallopt(TRIM_THRESHOLD, 2**26)
