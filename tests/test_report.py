@@ -123,6 +123,8 @@ def test_another_runtime_is_compared_with_a_word():
     result["candidates"].append(
         candidate("OpenVINO INT8", {1: [0.004] * 3, 32: [0.08] * 3}, {"s8": 7}, "openvino")
     )
+    text = report.conclusion(result)
+    assert "INT8 and OpenVINO INT8 were not in the same rounds" in text and "Against" not in text
     for size, own in ((1, 0.005), (32, 0.08)):
         turns = [Round.of_calls(size, [own] * 3)] * 7
         base = [Round.of_calls(size, [0.004 if size == 1 else 0.08] * 3)] * 7

@@ -257,11 +257,16 @@ def why_not(result):
 
 def against(result, name, other):
     """Our candidate beside another runtime's, with the verdict of each."""
-    _, small, large = names_and_sizes(result)
+    pairs = [e for e in result["ratios"] if (e["candidate"], e["baseline"]) == (name, other)]
+    if not pairs:
+        return (
+            f"{name} and {other} were not in the same rounds, because memory did not hold all at a "
+            f"time: compare what each gives beside {result['candidates'][0]['name']}."
+        )
     parts = []
-    for size in dict.fromkeys((large, small)):
-        entry = ratio(result, name, size, other)
+    for entry in sorted(pairs, key=lambda entry: -entry["batch_size"]):
         times = entry["throughput_times"]
+        size = entry["batch_size"]
         text = f"{number(times['median'])} times the throughput at batch {size} {span(times)}"
         parts.append(f"{text}: {entry['verdict']}")
     return f"Against {other}, {name} gives {', and '.join(parts)}."
