@@ -70,7 +70,7 @@ def parse(arguments):
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"of {', '.join(FAMILIES)}; default: all")
     add("--limit", type=float, default=10, metavar="SECONDS", help="of measuring; default: 10")
-    add("--timeout", type=float, default=1200, metavar="SECONDS", help="of a family")
+    add("--timeout", type=float, default=1800, metavar="SECONDS", help="of a family")
     add("--output", type=Path, metavar="DIR", help="a folder per family is made in it")
     add("--peers", action="store_true", help="also beside OpenVINO (set_env.sh --peers)")
     add("--current", action="store_true",
