@@ -373,3 +373,16 @@ def test_images_for_a_network_that_takes_none(tmp_path):
 def test_a_scale_that_is_none(scale):
     with pytest.raises(UserError, match="is no factor. Give SCALE or SCALE,OFFSET"):
         read(None, scale=scale)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_data_pass_to_another_process_through_files(labelled, tmp_path):
+    path = whole(tmp_path) if labelled else None
+    given = data.read(path, SHAPE, np.uint8, CLASSES)
+    (tmp_path / "passed").mkdir()
+    data.store(given, tmp_path / "passed")
+    again = data.stored(tmp_path / "passed")
+    assert again.made_up is not labelled
+    for name in ("calibration", "decision", "decision_labels", "report", "report_labels"):
+        assert np.array_equal(getattr(again, name), getattr(given, name))
+        assert getattr(again, name) is None or isinstance(getattr(again, name), np.memmap)

@@ -11,7 +11,7 @@ import pytest
 from conftest import images
 
 from helpers import UserError, benchmark, graphs, machine
-from helpers.benchmark import Candidate, candidate, measurement, processes, worker
+from helpers.benchmark import Candidate, candidate, measurement, peers, processes, worker
 from helpers.benchmark.measurement import Field, choose_variants, groups, run_rounds, warm
 from helpers.benchmark.processes import Team, teams_for, window
 from helpers.stats import Round
@@ -153,6 +153,23 @@ def test_candidates_that_do_not_fit_into_memory_are_measured_in_groups(monkeypat
     monkeypatch.setattr(machine, "available_memory", lambda: 2.5)  # a control in every group
     both = [[candidate.name for candidate in group] for group in groups(chosen, beside=2)]
     assert both == [["one", "two", "three"], ["one", "two", "four"]]
+    others = [
+        Candidate(f"{name} INT8", tmp_path / "graph.pb", runtime=name) for name in peers.NAMES
+    ]
+    monkeypatch.setattr(machine, "available_memory", lambda: 2.5)
+    mixed = [[candidate.name for candidate in group] for group in groups([*chosen[:3], *others])]
+    assert mixed == [["one", "two", "three"]] + [["one", "three", other.name] for other in others]
+
+
+def test_a_group_repeats_no_ratio_but_those_of_controls():
+    def ratio(name, baseline):
+        return {"candidate": name, "baseline": baseline}
+
+    known = {"FP32", "INT8", "OpenVINO INT8"}
+    new = [ratio("LiteRT INT8", "FP32"), ratio("INT8", "LiteRT INT8")]
+    ratios = [ratio("INT8", "FP32"), *new]
+    assert measurement.without_repeated(ratios, {"INT8", "OpenVINO INT8"}, known) == new
+    assert measurement.without_repeated(ratios, {"OpenVINO INT8"}, known) == ratios
 
 
 def test_seats_take_turns_where_their_memory_does_not_hold_all(monkeypatch, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """python -m helpers.quantize, from a model's file to what serves it in INT8."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, SHAPE, images
 
-from helpers import benchmark, graphs, machine
+from helpers import UserError, benchmark, graphs, machine
 from helpers.benchmark import candidate
 from helpers.quantize import __main__ as command
-from helpers.quantize import ladder, quantize, reading
+from helpers.quantize import ladder, preparing, quantize, reading
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +81,18 @@ def test_what_serves_it_gives_what_was_measured(made, tmp_path):
     assert "ms a call" in done.stdout
 
 
-def test_a_tolerance_that_cannot_be_met_is_admitted(trained, tmp_path, capsys):
+def test_a_tolerance_that_cannot_be_met_is_admitted(trained, tmp_path, capfd):
     model, data = map(str, trained)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "int8.pb").write_text("of an earlier run")
     words = [model, "--data", data, "--quick", "--limit", "1", "--tolerance", "-1"]
     assert command.main([*words, "--output", str(tmp_path)]) == 1
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "INT8 does not hold: of " in text and "-1 may be lost" in text
     assert not (tmp_path / "models" / "int8.pb").exists()
 
 
-def test_without_data_only_the_speed_counts(keras_model, tmp_path, capsys):
+def test_without_data_only_the_speed_counts(keras_model, tmp_path, capfd):
     keras_model.export(tmp_path / "exported")
     words = [
         str(tmp_path / "exported"),
@@ -101,7 +103,7 @@ def test_without_data_only_the_speed_counts(keras_model, tmp_path, capsys):
         str(tmp_path / "out"),
     ]
     assert command.main(words) == 0
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "SavedModel with 3 convolutions" in text and "inputs are made up" in text
     assert "Whether it keeps the accuracy is not known without data" in text
     signature = graphs.find_signature(graphs.read_graph(tmp_path / "out" / "models" / "int8.pb"))
@@ -200,14 +202,32 @@ def test_what_cannot_be_done_is_one_sentence(words, sentence, trained, tmp_path,
     assert said.err.startswith(f"error: {sentence}") and "Traceback" not in said.err
 
 
-def test_an_interruption_is_no_traceback(monkeypatch, tmp_path, capsys):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command.reading, "read", interrupted)
-    assert command.main(["x.keras", "--output", str(tmp_path)]) == 130
-    assert "Interrupted" in capsys.readouterr().err
+@pytest.mark.parametrize("moment", ["Read the model", "Quantize with", "Measure FP32"])
+def test_an_interruption_is_one_line(moment, trained, tmp_path):
+    model, data = trained
+    words = [sys.executable, "-m", "helpers.quantize", model, "--data", data, "--quick"]
+    words += ["--tolerance", "20"]
+    running = subprocess.Popen(
+        [*map(str, words), "--output", str(tmp_path)],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    assert any(line.startswith(moment) for line in running.stdout)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 130, errors
+    assert errors.count("Interrupted; what was not finished was not written.") == 1
+    assert "Traceback" not in errors
     assert not [path for path in Path(tmp_path).rglob("*") if path.suffix in (".part", ".tmp")]
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_what_ends_the_process_that_prepares_is_said():
+    with pytest.raises(UserError, match="reads and quantizes the model was ended by signal SIGAB"):
+        preparing.in_own_process(os.abort)
+    with pytest.raises(UserError, match="There is no model at nowhere.pb"):
+        preparing.in_own_process(reading.read, Path("nowhere.pb"))
+    assert preparing.in_own_process(max, 3, 4) == 4
 
 
 class Gone(Exception):

@@ -101,19 +101,31 @@ def test_the_second_table_is_kept_beside_the_first(runs, tmp_path, monkeypatch):
         "ratios": [
             {
                 **{"candidate": one, "baseline": base, "batch_size": 32, "resolved": True},
-                "throughput_times": {"median": times},
+                "throughput_times": {"median": times, "low": 0.9 * times, "high": 1.1 * times},
             }
-            for one, base, times in ((name, "FP32", 3.0), ("INT8", name, 0.9))
+            for one, base, times in (
+                (name, "FP32", 3.0),
+                ("INT8", name, 0.9),
+                ("LiteRT INT8", "FP32", 4.0),
+            )
         ],
     }
-    made = {"result": result, "name": name}
     monkeypatch.setattr(zoo, "current_absent", lambda: None)
-    monkeypatch.setattr(zoo, "in_own_operations", lambda models, limit: made)
+    monkeypatch.setattr(
+        zoo,
+        "in_own_operations",
+        lambda models, limit, peers: {"result": result, "name": name, "beside_peers": peers},
+    )
     assert main("VGG16", "--current") == 0 and main("MobileNet") == 0
     row = "| VGG16 | 19 of 20 | – | 3.00 | – | 0.90 | 21.0 dB | 20.0 dB |"
     assert row in document.read_text()
     assert list(zoo.rows_in(document)) == ["MobileNet", "VGG16"]
     assert list(zoo.rows_in(document, zoo.OWN_COLUMNS)) == ["VGG16"]
+    assert not zoo.rows_in(document, zoo.ALL_COLUMNS) and zoo.ALL_HEAD not in document.read_text()
+    assert main("VGG16", "--current", "--peers") == 0 and main("MobileNet") == 0
+    together = zoo.rows_in(document, zoo.ALL_COLUMNS)
+    assert list(together) == ["VGG16, 1", "VGG16, 32"] and set(together["VGG16, 1"][1:]) == {"–"}
+    assert together["VGG16, 32"][1:] == ["–", "3.00 [2.70 – 3.30]", "–", "–", "4.00 [3.60 – 4.40]"]
     monkeypatch.setattr(zoo, "in_own_operations", lambda *_: {"failed": "it ended"})
     assert main("VGG16", "--current") == 1 and "| VGG16 | FAILED: it ended" in document.read_text()
 
@@ -155,17 +167,23 @@ def test_a_model_that_is_not_made_does_not_end_the_others(runs, tmp_path, monkey
 
 def test_a_name_of_no_family_is_refused(capsys):
     with pytest.raises(SystemExit):
-        zoo.main(["AlexNet"])
-    assert "'AlexNet' is none of MobileNet" in capsys.readouterr().err
+        zoo.main(["LeNet"])
+    assert "'LeNet' is none of MobileNet" in capsys.readouterr().err
     assert os.access(zoo.ROOT / "tests" / "zoo.sh", os.X_OK)
 
 
-@pytest.mark.parametrize(("columns", "least"), [(zoo.COLUMNS, 12), (zoo.OWN_COLUMNS, 3)])
+@pytest.mark.parametrize(
+    ("columns", "least"), [(zoo.COLUMNS, 12), (zoo.OWN_COLUMNS, 3), (zoo.ALL_COLUMNS, 6)]
+)
 def test_the_page_in_docs_is_of_these_networks(columns, least):
-    text = zoo.DOCUMENT.read_text()
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
-    rows = [row for row in rows if len(row) == len(columns)]
-    assert rows[0] == list(columns), "the page has another head than the code"
-    names = [row[0] for row in rows[2:]]
-    assert len(names) >= least and names == [name for name in zoo.FAMILIES if name in names]
-    assert "FAILED" not in text
+    """In every section; in one of them there are so many."""
+    counts, order = [], [(name, size) for name in zoo.FAMILIES for size in ("", "1", "32")]
+    for text in zoo.sections(zoo.DOCUMENT).values():
+        rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+        rows = [row for row in rows if len(row) == len(columns)]
+        assert not rows or rows[0] == list(columns), "the page has another head than the code"
+        names = [tuple(row[0].replace(", ", ",").partition(",")[::2]) for row in rows[2:]]
+        assert names == [name for name in order if name in names]
+        counts.append(len(names))
+    assert max(counts) >= least
+    assert "FAILED" not in zoo.DOCUMENT.read_text()

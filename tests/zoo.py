@@ -1,6 +1,7 @@
 """Every architecture of Keras Applications through `python -m helpers.quantize`, one by one.
 
-The weights are random and have the statistics of a working network (see `working`). What comes out
+The weights are random and have the statistics of a working network (see `working`); those of the
+AlexNet of the notebooks are trained. What comes out
 is printed and kept in docs/networks.md; with names only their rows are made anew. The status is 1
 when a family ends in a traceback, an abort or no time; with names or --check also when less than
 95 % of its layers run in INT8.
@@ -20,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers import machine
+from helpers.benchmark import peers
 from helpers.benchmark.candidate import current, current_absent, python_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,7 @@ FAMILIES = [
     *("MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0"),
     *("NASNetMobile", "DenseNet121", "ResNet50", "ResNet50V2", "ResNetRS50", "RegNetX002"),
     *("RegNetY002", "ConvNeXtTiny", "InceptionV3", "Xception", "VGG16", "InceptionResNetV2"),
+    "AlexNet",
 ]
 ENOUGH = 0.95  # of the layers in INT8
 DAMPING = 0.3  # of the branch that is added to a shortcut
@@ -39,6 +42,8 @@ OWN_COLUMNS = (
     *("network", "layers in INT8", "INT8 : FP32, batch 1", "batch 32"),
     *("ITEX's INT8 : INT8, batch 1", "batch 32", "SQNR of INT8", "of ITEX's"),
 )
+OTHERS = {"OpenVINO": "openvino", "ONNX Runtime": "onnxruntime", "LiteRT": "litert"}
+ALL_COLUMNS = ("network, batch", "ITEX", "TensorFlow's own", *OTHERS)
 HEAD = """\
 # Which networks run in INT8
 
@@ -46,7 +51,8 @@ Every architecture of Keras Applications, from a Keras file through the command 
 [own-model.md](own-model.md), without data. `tests/zoo.sh` writes this page; with names of
 networks it makes their rows anew, on another machine a section of that machine. The weights are
 random and have the statistics of a working network: what runs and how fast does not depend on
-them, the accuracy of a trained one does.
+them, the accuracy of a trained one does. The AlexNet is that of the notebooks, from its frozen
+graph.
 
 - **layers in INT8** are those that oneDNN executed so, of all convolutions and matrix products.
 - **INT8 : FP32** is how many times as fast INT8 is, the median of interleaved rounds; *not
@@ -60,9 +66,13 @@ A second table has each network quantized again, in the integer operations that 
 has (`tests/zoo.sh --current`; those of `--runtime tensorflow`, its first attempt), and measured
 beside the graphs of the first, in the same rounds: FP32 and ITEX's INT8 in TensorFlow {tensorflow},
 this INT8 in that of `env_current/`. SQNR is of both on the same images.
+
+A third has INT8 of all runtimes side by side (`tests/zoo.sh --current --peers`), in the rounds of
+the second: how many times as fast as FP32 each is, the median and its interval.
 """
 PLACE = "## On "
 OWN_HEAD = "### The same in today's TensorFlow, without ITEX"
+ALL_HEAD = "### INT8 of every runtime in the same rounds, times FP32"
 
 
 def parse(arguments):
@@ -72,7 +82,8 @@ def parse(arguments):
     add("--limit", type=float, default=10, metavar="SECONDS", help="of measuring; default: 10")
     add("--timeout", type=float, default=1800, metavar="SECONDS", help="of a family")
     add("--output", type=Path, metavar="DIR", help="a folder per family is made in it")
-    add("--peers", action="store_true", help="also beside OpenVINO (set_env.sh --peers)")
+    add("--peers", action="store_true",
+        help="also beside OpenVINO, ONNX Runtime and LiteRT (set_env.sh --peers)")  # fmt: skip
     add("--current", action="store_true",
         help="also INT8 in TensorFlow's own operations (set_env.sh --current)")  # fmt: skip
     add("--keep", action="store_true", help="also models and graphs, gigabytes of them")
@@ -169,9 +180,15 @@ def calling(python, call):
 
 
 def make(name, path, shape=None):
-    """Write a family's model to a file, in a process of its own, which takes its memory along."""
-    call = f"zoo.working({name!r}, {shape!r}).save({str(path)!r})"
-    done = subprocess.run(calling(sys.executable, call), capture_output=True, text=True)
+    """Write a family's model to a file, in a process of its own, which takes its memory along.
+
+    Gives the file: `path`, or the frozen graph that notebook 02 makes beside it.
+    """
+    words = calling(sys.executable, f"zoo.working({name!r}, {shape!r}).save({str(path)!r})")
+    if name == "AlexNet":
+        words = [ROOT / "run_all.sh", "02", "--quick", "--output", path.parent]
+        path = path.parent / "alexnet" / "models" / "alexnet_fp32.pb"
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} was not made:\n{done.stderr[-2000:]}")
     return path
@@ -185,7 +202,8 @@ def quantize(model, output, limit, timeout=None, peers=False):
     output.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "helpers.quantize", model, "--quick", "--limit", str(limit)]
     words += ["--peers"] if peers else []
-    words += ["--scale", "1"]  # made-up images have the values of pixels, as in `working`
+    if model.suffix == ".keras":
+        words += ["--scale", "1"]  # made-up images have the values of pixels, as in `working`
     start = time.monotonic()
     with open(output / "log.txt", "w") as log:
         try:
@@ -208,17 +226,19 @@ def quantize(model, output, limit, timeout=None, peers=False):
     return end
 
 
-def in_own_operations(models, limit):
+def in_own_operations(models, limit, beside_peers=False):
     """INT8 in TensorFlow's own operations beside FP32 and ITEX's INT8, as `own_row` takes it.
 
     `models` holds fp32.pb and int8.pb as the command left them; integer.pb is written there. Gives
-    {"result"} or {"failed": why}.
+    {"result", "name", "beside_peers"} or {"failed": why}.
     """
     fp32, integer = models / "fp32.pb", models / "integer.pb"
     making = calling(python_of("tensorflow-current"), f"zoo.make_integer({str(models)!r})")
     measuring = [sys.executable, "-m", "helpers.benchmark", "--fp32", fp32, "--quick"]
     measuring += ["--int8", models / "int8.pb", "--integer", integer, "--limit", str(limit)]
     measuring += ["--inputs", models / "inputs.npy", "--output", models]
+    if beside_peers:
+        measuring += ["--peers", "--calibration", models / "calibration.npy"]
     with open(models / "own.txt", "w") as log:
         for words in (making, measuring):
             done = subprocess.run(words, cwd=ROOT, stdout=log, stderr=log)
@@ -226,7 +246,8 @@ def in_own_operations(models, limit):
                 print((models / "own.txt").read_text()[-3000:])
                 return {"failed": f"it {machine.ending(done.returncode)}"}
     name = current(integer).name
-    return {"result": json.loads((models / "result.json").read_text()), "name": name}
+    result = json.loads((models / "result.json").read_text())
+    return {"result": result, "name": name, "beside_peers": beside_peers}
 
 
 def make_integer(models):
@@ -239,9 +260,11 @@ def make_integer(models):
     models = Path(models)
     fp32 = models / "fp32.pb"
     shape = graphs.find_signature(graphs.read_graph(fp32)).shape[-3:]
-    calibration, inputs = (datasets.dummy_images(64, *shape, seed=seed) + 128 for seed in (1, 2))
-    np.save(models / "inputs.npy", inputs)
-    integer.quantize(fp32, calibration[:32], models / "integer.pb")
+    largest = 1 if shape[-1] == 1 else 255  # the AlexNet takes numbers up to 1, the others pixels
+    for name, count, seed in (("calibration", 32, 1), ("inputs", 64, 2)):
+        images = (datasets.dummy_images(count, *shape, seed=seed) + 128) * (largest / 255)
+        np.save(models / f"{name}.npy", images.astype(np.float32))
+    integer.quantize(fp32, np.load(models / "calibration.npy"), models / "integer.pb")
 
 
 def own_row(name, end):
@@ -255,6 +278,20 @@ def own_row(name, end):
     ratios = [ratio(result, one, size, base) for one, base in pairs for size in (1, 32)]
     quality = [f"{result['agreement'][which]['sqnr_db']:.1f} dB" for which in (own, "INT8")]
     return [name, f"{counts.get('s8', 0)} of {sum(counts.values())}", *ratios, *quality]
+
+
+def all_rows(name, end):
+    """{network and batch: cells} of a family in the table of all runtimes; {} without peers."""
+    if "failed" in end or not end["beside_peers"]:
+        return {}
+    kinds = ["INT8", end["name"], *(peers.NAMES[runtime] for runtime in OTHERS.values())]
+    found = {}
+    for entry in end["result"]["ratios"]:
+        if entry["baseline"] == "FP32":
+            text = "{median:.2f} [{low:.2f} – {high:.2f}]".format(**entry["throughput_times"])
+            found[entry["candidate"], entry["batch_size"]] = text
+    cells = {size: [found.get((kind, size), "–") for kind in kinds] for size in (1, 32)}
+    return {f"{name}, {size}": [f"{name}, {size}", *of_size] for size, of_size in cells.items()}
 
 
 def share(end):
@@ -287,15 +324,15 @@ def row_of(name, end):
 
 def table(columns, rows):
     """The lines of a table in Markdown, of rows by name, in the order of FAMILIES."""
-    ordered = [rows[name] for name in FAMILIES if name in rows]
-    lines = [columns, ["---"] * len(columns), *ordered]
+    ordered = sorted(rows, key=lambda name: FAMILIES.index(name.partition(",")[0]))
+    lines = [columns, ["---"] * len(columns), *(rows[name] for name in ordered)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def page(document, rows, own, limit):
+def page(document, rows, own, together, limit):
     """The text of the document with this machine's section made of its rows by name.
 
-    `rows` and `own` are those of the section's two tables; the second may have none.
+    `rows`, `own` and `together` are those of the section's tables; all but the first may have none.
     """
     here, tensorflow = machine.summary(machine.describe()), machine.software()["tensorflow"]
     stamp = f"TensorFlow {tensorflow}, at least {limit:g} s of measuring each. "
@@ -303,8 +340,11 @@ def page(document, rows, own, limit):
     left = ", ".join(name for name in FAMILIES if name not in rows)
     stamp += f" Not run to the end here, so without a row: {left}." if left else ""
     text = f"{textwrap.fill(stamp, 100)}\n\n{table(COLUMNS, rows)}\n"
-    if own:
-        text += f"\n{OWN_HEAD}\n\n{table(OWN_COLUMNS, own)}\n"
+    for head, columns, more in (
+        (OWN_HEAD, OWN_COLUMNS, own),
+        (ALL_HEAD, ALL_COLUMNS, together),
+    ):
+        text += f"\n{head}\n\n{table(columns, more)}\n" if more else ""
     parts = sections(document) | {here: text}
     told = [f"{PLACE}{place}\n\n{part}" for place, part in parts.items()]
     return "\n".join([HEAD.format(tensorflow=tensorflow), *told])
@@ -323,7 +363,11 @@ def rows_in(document, columns=COLUMNS):
     text = sections(document).get(machine.summary(machine.describe()), "")
     found = (line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| ")
     width = len(columns)
-    return {cells[0]: cells for cells in found if cells[0] in FAMILIES and len(cells) == width}
+    return {
+        cells[0]: cells
+        for cells in found
+        if cells[0].partition(",")[0] in FAMILIES and len(cells) == width
+    }
 
 
 def main(arguments=None):
@@ -331,7 +375,7 @@ def main(arguments=None):
     base = Path(options.output or tempfile.mkdtemp(prefix="zoo.")).absolute()
     print(f"On {machine.summary(machine.describe())}; outputs and logs in {base}", flush=True)
     rows, bad = rows_in(options.document), []
-    own = rows_in(options.document, OWN_COLUMNS)
+    own, together = (rows_in(options.document, columns) for columns in (OWN_COLUMNS, ALL_COLUMNS))
     for name in options.names or FAMILIES:
         output = base / name
         output.mkdir(parents=True, exist_ok=True)
@@ -342,12 +386,14 @@ def main(arguments=None):
         else:
             end = quantize(model, output, options.limit, options.timeout, options.peers)
         if options.current and "result" in end:
-            own[name] = own_row(name, in_own_operations(output / "models", options.limit))
+            made = in_own_operations(output / "models", options.limit, options.peers)
+            own[name] = own_row(name, made)
+            together |= all_rows(name, made)
             print("  ".join(own[name]), flush=True)
             if "FAILED" in own[name][1]:
                 bad.append(name)
         if not options.keep:
-            for folder in ("models", "saved_model"):
+            for folder in ("models", "saved_model", "alexnet"):
                 shutil.rmtree(output / folder, ignore_errors=True)
             (output / f"{name}.keras").unlink(missing_ok=True)
         rows[name] = row_of(name, end)
@@ -356,7 +402,7 @@ def main(arguments=None):
             print(end["log"][-3000:])
         if "failed" in end or ((options.names or options.check) and share(end) < ENOUGH):
             bad.append(name)
-        options.document.write_text(page(options.document, rows, own, options.limit))
+        options.document.write_text(page(options.document, rows, own, together, options.limit))
     print(f"Not as they should be: {', '.join(bad)}." if bad else "All as they should be.")
     return 1 if bad else 0
 

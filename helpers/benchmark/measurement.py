@@ -65,7 +65,8 @@ def measure(
 
     {"candidates", "ratios", "agreement", "noise", "failed", "software", "device"}. What `compare`
     says of its arguments is true here. Where memory does not hold all candidates at a time they
-    are measured in groups, each beside the first `beside` ones: the baseline, and controls.
+    are measured in groups, each beside the first `beside` ones, the baseline and controls, whose
+    ratios are in `ratios` once for each group.
     """
     effort = effort_of(profile, effort)
     threads = threads or machine.usable_cores()
@@ -79,7 +80,10 @@ def measure(
             part = measure_group(
                 field, folder, inputs, labels, batch_sizes, least_sqnr_db, effort_here, progress
             )
-        part["ratios"] = [{**entry, "group": number} for entry in part["ratios"]]
+        known = set(whole["candidates"])
+        again = known - {candidate.name for candidate in group[:beside]}
+        ratios = without_repeated(part["ratios"], again, known)
+        part["ratios"] = [{**entry, "group": number} for entry in ratios]
         for key, value in part.items():
             if isinstance(value, dict):  # what is in every group stays as it was in the first
                 whole[key] = {**value, **whole.get(key, {})}
@@ -93,6 +97,11 @@ def measure(
         whole["candidates"].values(), key=lambda entry: order.index(entry["name"])
     )
     return whole
+
+
+def without_repeated(ratios, again, known):
+    """The ratios of a group but those of candidates measured `again` by what is `known`."""
+    return [r for r in ratios if not (r["candidate"] in again and r["baseline"] in known)]
 
 
 def effort_of(profile, effort):
@@ -117,8 +126,12 @@ def ready_to_start(chosen):
 
 
 def groups(chosen, beside=1):
-    """The candidates in groups that fit into memory together, the first `beside` ones in each."""
-    always, rest = chosen[:beside], chosen[beside:]
+    """The candidates in groups that fit into memory together, the first `beside` ones in each.
+
+    So is the last of ours where others follow, which are compared with it.
+    """
+    always = chosen[:beside] + [one for one in compared(chosen) if one not in chosen[:beside]]
+    rest = [candidate for candidate in chosen if candidate not in always]
     room = machine.available_memory() - sum(candidate.gib for candidate in always)
     parts, used = [[]], 0.0
     for candidate in rest:
@@ -127,7 +140,13 @@ def groups(chosen, beside=1):
             used = 0.0
         parts[-1].append(candidate)
         used += candidate.gib
-    return [[*always, *part] for part in parts]
+    return [[one for one in chosen if one in always or one in part] for part in parts]
+
+
+def compared(chosen):
+    """Our last candidate, in a list, where there are those of other runtimes to compare it with."""
+    own = [candidate for candidate in chosen if candidate.runtime == "tensorflow"]
+    return own[-1:] if len(own) < len(chosen) else []
 
 
 def measure_group(field, folder, inputs, labels, batch_sizes, least_sqnr_db, effort, progress):
@@ -341,10 +360,10 @@ def ratios_of(teams, rounds, batch_sizes):
 
 def pairs(chosen):
     """What is divided by what: all by the first, and our last by each other runtime's."""
-    own = [candidate.name for candidate in chosen if candidate.runtime == "tensorflow"]
-    others = [candidate.name for candidate in chosen if candidate.runtime != "tensorflow"]
     by_first = [(candidate.name, chosen[0].name) for candidate in chosen[1:]]
-    return by_first + [(own[-1], name) for name in others if own[-1] != chosen[0].name]
+    others = [candidate.name for candidate in chosen if candidate.runtime != "tensorflow"]
+    ours = [candidate.name for candidate in compared(chosen) if candidate is not chosen[0]]
+    return by_first + [(name, other) for name in ours for other in others]
 
 
 def compare(

@@ -260,8 +260,8 @@ def against(result, name, other):
     pairs = [e for e in result["ratios"] if (e["candidate"], e["baseline"]) == (name, other)]
     if not pairs:
         return (
-            f"{name} and {other} were not in the same rounds, because memory did not hold all at a "
-            f"time: compare what each gives beside {result['candidates'][0]['name']}."
+            f"{name} and {other} were not in the same rounds: compare what each gives beside "
+            f"{result['candidates'][0]['name']}."
         )
     parts = []
     for entry in sorted(pairs, key=lambda entry: -entry["batch_size"]):

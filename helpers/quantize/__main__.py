@@ -1,18 +1,17 @@
 """The command line: python -m helpers.quantize."""
 
 import argparse
-import contextlib
 import math
 import os
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 from helpers import UserError, benchmark, files, graphs, machine
 from helpers.benchmark import candidate, peers, report
-from helpers.quantize import data, forms, inc, ladder, layers, reading, serving
+from helpers.quantize import data, forms, ladder, layers, reading, serving
+from helpers.quantize.preparing import import_tensorflow, in_own_process, prepare, step
 
-TOLERANCE = {"accuracy": 1.0, "agreement with FP32": 3.0}  # percentage points
 BATCH_SIZES = (1, 32)
 
 
@@ -53,15 +52,6 @@ def shape(text):
         raise argparse.ArgumentTypeError(f"'{text}' is no shape; write it like 224,224,3") from None
 
 
-@contextlib.contextmanager
-def step(title):
-    """Tell what begins, and afterwards how long it took."""
-    print(f"\n{title}", flush=True)
-    start = time.monotonic()
-    yield
-    print(f"  ({time.monotonic() - start:.0f} s)", flush=True)
-
-
 def main(arguments=None):
     options = parse(arguments)
     try:
@@ -74,18 +64,6 @@ def main(arguments=None):
         print("\nInterrupted; what was not finished was not written.", file=sys.stderr)
         return 130
     return 1
-
-
-def import_tensorflow():
-    """Import TensorFlow without the lines that 2.21 prints then whatever its log level is."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def choose_runtime(options):
@@ -144,63 +122,41 @@ def run(options):
     if options.peers and peers.absent():
         raise UserError(peers.absent())
     output = options.output.absolute()
-    import_tensorflow()
-    with step("Read the model and the data, and freeze"):
-        source = reading.read(options.model, options.shape)
-        given = read_data(options, source)
-        serving.clear(output)
-        fp32 = graphs.write_graph(source.graph_def, output / "models" / "fp32.pb")
-        sqnr = reading.check(source, fp32, given.decision[:32])
-        print(f"  The frozen graph gives what the model gives: SQNR {min(sqnr, 200):.0f} dB.")
-    with step("Quantize with Intel Neural Compressor, until it holds"):
-        judge = ladder.Judge(fp32, given.decision, given.decision_labels)
-        tolerance = math.inf if given.made_up else options.tolerance
-        tolerance = TOLERANCE[judge.word] if tolerance is None else tolerance
-        if not given.made_up:
-            print(f"  Judged by {judge.word} on {len(given.decision):,} inputs; FP32 has "
-                  f"{judge.baseline:.2%}, {tolerance:g} points may be lost.")  # fmt: skip
-        folder = output / "models" / "trials"
-        form = forms.form_of(options.runtime)(fp32, given.calibration, folder)
-        trials, why = ladder.climb(fp32, given.calibration, judge, tolerance, folder, form=form)
-        names = source.input_name, source.output_name
-        del source  # with the model: what measures needs the memory
-        inc.give_memory_back()
+    with tempfile.TemporaryDirectory(prefix="quantize_") as scratch:
+        ready = in_own_process(prepare, options, output, Path(scratch))
+        import_tensorflow()
+        return go_on(options, output, ready, data.stored(Path(scratch)))
+
+
+def go_on(options, output, ready, given):
+    """What follows quantizing, with a Prepared and its Data: the status."""
+    fp32, trials = ready.fp32, ready.trials
     if not trials[-1].passed:
-        return instead(options, output, fp32, given, judge, trials, tolerance)
+        return instead(options, output, ready, given)
     int8 = graphs.write_graph(graphs.read_graph(trials[-1].graph), output / "models" / "int8.pb")
     with step("Measure FP32, BF16 where the CPU has it, and INT8"):
         result = measure(options, output, fp32, int8, given)
     with step("Look at each layer"):
         size = max(BATCH_SIZES)
         images = given.decision[:size]
-        ran, simulated = forms.executed(int8, images, size), form.simulated(trials[-1].graph)
-        rows, reasons = layers.look(result, fp32, int8, images, why, size, ran, simulated)
+        ran = forms.executed(int8, images, size)
+        rows, reasons = layers.look(
+            result, fp32, int8, images, ready.why, size, ran, ready.simulated
+        )
         files.write_json(output / "layers.json", rows)
         print(layers.table(rows))
     with step("Write what serves it, and time that"):
-        serving.save(int8, output, *names)
+        serving.save(int8, output, *ready.names)
         cost = serving.measure(output, given.report[:1], machine.usable_cores())
         session, signature = (cost[way]["median"] for way in ("session_ms", "signature_ms"))
         print(f"  One input takes {session:.2f} ms in a Session, as serve.py has it, and "
               f"{signature:.2f} ms through the signature (median calls).")  # fmt: skip
     print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}{advice(result)}")
     if options.peers and not given.made_up:
-        print(to_ship(result, tolerance))
+        print(to_ship(result, ready.tolerance))
     written = "models/fp32.pb, models/int8.pb, saved_model/, serve.py, layers.json, result.json"
     print(f"In {output}: {written} and two figures.")
     return 0
-
-
-def read_data(options, source):
-    """The Data for a Source; tells what the two are."""
-    given = data.read_for(source, options.data, options.scale, options.quick)
-    listed = graphs.layers(source.graph_def)
-    signature = graphs.find_signature(source.graph_def)
-    print(f"  {source.kind} with {len(listed)} convolutions and matrix products; input "
-          f"'{source.input_name}' {signature.shape} {signature.dtype}.")  # fmt: skip
-    if given.made_up:
-        print("  No data: inputs are made up, so of what follows only the speed counts.")
-    return given
 
 
 def measure(options, output, fp32, int8, given):
@@ -229,13 +185,14 @@ def effort(options):
     return {"limit": options.limit} if options.limit else {}
 
 
-def instead(options, output, fp32, given, judge, trials, tolerance):
+def instead(options, output, ready, given):
     """Tell that INT8 does not hold, and what BF16 does; status 1."""
-    text = f"{ladder.does_not_hold(trials, judge.word, tolerance)} Raise --tolerance"
+    told = ladder.does_not_hold(ready.trials, ready.word, ready.tolerance)
+    text = f"{told} Raise --tolerance"
     if not machine.has_bf16():
         print(f"\n{text}, or stay with FP32: this CPU has no BF16 instructions.")
         return 1
-    chosen = benchmark.candidates(fp32, fp32)[:-1]
+    chosen = benchmark.candidates(ready.fp32, ready.fp32)[:-1]
     with step("Measure BF16 instead"):
         result = benchmark.compare(
             chosen, output, options.model.stem, inputs=given.report, labels=given.report_labels,

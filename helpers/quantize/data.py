@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -96,6 +96,23 @@ def read_for(source, path=None, scale=None, quick=False):
     answer = source.predict(np.zeros((1, *signature.shape), signature.dtype), 1)
     classes = answer.shape[1] if answer.ndim == 2 else None
     return read(path, signature.shape, signature.dtype, classes, scale, quick)
+
+
+def store(given, folder):
+    """Write a Data for another process, an .npy for each of its arrays."""
+    for name, value in vars(given).items():
+        if value is not None:
+            np.save(folder / f"{name}.npy", value)
+
+
+def stored(folder):
+    """The Data that `store` wrote, its arrays mapped from their files."""
+    paths = {field.name: folder / f"{field.name}.npy" for field in fields(Data)}
+    found = {
+        name: np.load(path, mmap_mode="r") if path.exists() else None
+        for name, path in paths.items()
+    }
+    return Data(**{**found, "made_up": bool(found["made_up"])})
 
 
 def _wanted(shape, dtype, quick):
