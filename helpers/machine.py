@@ -111,7 +111,12 @@ _XEON = (
     (0xAD, 0, 15, "Granite Rapids"),
     (0xAE, 0, 15, "Granite Rapids"),
 )
-DESIGNS = tuple(dict.fromkeys(name for *_, name in (*_ZEN, *_XEON)))
+# {vendor: (first and last of (family, model, stepping), name)}
+_DESIGNS = {
+    "AuthenticAMD": [((f, first, 0), (f, last, 15), name) for f, first, last, name in _ZEN],
+    "GenuineIntel": [((6, m, first), (6, m, last), name) for m, first, last, name in _XEON],
+}
+DESIGNS = tuple(dict.fromkeys(name for known in _DESIGNS.values() for *_, name in known))
 
 
 def _cpuinfo(path="/proc/cpuinfo"):
@@ -129,21 +134,11 @@ def microarchitecture(cpuinfo="/proc/cpuinfo"):
     have AVX-512, VNNI or AMX and others do not.
     """
     info = _cpuinfo(cpuinfo)
-    vendor = info.get("vendor_id")
-    if vendor not in ("AuthenticAMD", "GenuineIntel"):
+    known = _DESIGNS.get(info.get("vendor_id"))
+    if known is None:
         return None
-    family, model, stepping = (int(info[name]) for name in ("cpu family", "model", "stepping"))
-    if vendor == "AuthenticAMD":
-        known = (
-            name for one, first, last, name in _ZEN if one == family and first <= model <= last
-        )
-    else:
-        known = (
-            name
-            for one, first, last, name in _XEON
-            if family == 6 and one == model and first <= stepping <= last
-        )
-    return next(known, None)
+    here = tuple(int(info[name]) for name in ("cpu family", "model", "stepping"))
+    return next((name for first, last, name in known if first <= here <= last), None)
 
 
 def isa_cap():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from helpers import UserError, benchmark, files, graphs, machine
 from helpers.benchmark import candidate, peers, report
+from helpers.benchmark.__main__ import shape_of
 from helpers.quantize import data, forms, ladder, layers, reading, serving
 from helpers.quantize.preparing import import_tensorflow, in_own_process, prepare, step
 
@@ -26,7 +27,7 @@ def parse(arguments):
     text = ".npz (x_train, y_train, x_test, y_test), .npy, or a folder of class folders of images"
     add("--data", type=Path, help=f"{text}; without it inputs are made up: only the speed counts")
     add("--scale", help="value · SCALE + OFFSET of every value: 1/255 or 1/127.5,-1")
-    add("--shape", type=shape, help="of one input where the model leaves it open: 224,224,3")
+    add("--shape", type=shape_of, help="of one input where the model leaves it open: 224,224,3")
     add("--tolerance", type=float, metavar="POINTS",
         help="percentage points that may be lost; default: 1 of the accuracy, without labels 3 of "
         "the agreement with FP32")  # fmt: skip
@@ -42,14 +43,6 @@ def parse(arguments):
     add("--limit", type=float, help="seconds of measuring; default: 240, quick 60")
     add("--output", type=Path, default=Path("outputs/own"), metavar="DIR")
     return parser.parse_args(arguments)
-
-
-def shape(text):
-    """The sizes in 224,224,3."""
-    try:
-        return tuple(int(size) for size in text.replace("x", ",").split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is no shape; write it like 224,224,3") from None
 
 
 def main(arguments=None):
