@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +166,16 @@ def test_a_peer_that_cannot_make_its_model_is_left_out_with_its_log(small, made,
     ready, failed = measurement.ready_to_start(chosen)
     assert [one.name for one in ready] == ["FP32", "LiteRT INT8"]
     assert failed == {"OpenVINO INT8": refused.refused}
+
+
+def test_what_is_killed_while_it_makes_a_model_has_no_last_word(tmp_path, monkeypatch):
+    def killed(words, stdout, **_):
+        stdout.write("a warning of long before")
+        return subprocess.CompletedProcess(words, -signal.SIGKILL)
+
+    monkeypatch.setattr(peers.subprocess, "run", killed)
+    with pytest.raises(UserError, match=r"SIGKILL, which often means too little memory\. Its log"):
+        peers._make("onnxruntime", Path("fp32.pb"), np.ones(1), tmp_path / "a.onnx", (None,), {})
 
 
 @needs_peers

@@ -122,9 +122,10 @@ def _make(runtime, fp32, images, path, names, making):
         )
     if done.returncode or not path.exists():
         last = (log.read_text().strip().splitlines() or ["no word in it"])[-1][:300]
+        why = f"{last} " if done.returncode >= 0 else ""  # who is killed has no last word
         raise UserError(
             f"{NAMES[runtime]} was not made from {fp32}: its process "
-            f"{machine.ending(done.returncode)}. {last} Its log: {log}"
+            f"{machine.ending(done.returncode)}. {why}Its log: {log}"
         )
 
 
