@@ -1,6 +1,7 @@
 """Reading the user's inputs: each form, the split, and a sentence for each that cannot be used."""
 
 import io
+import resource
 
 import numpy as np
 import pytest
@@ -386,3 +387,14 @@ def test_data_pass_to_another_process_through_files(labelled, tmp_path):
     for name in ("calibration", "decision", "decision_labels", "report", "report_labels"):
         assert np.array_equal(getattr(again, name), getattr(given, name))
         assert getattr(again, name) is None or isinstance(getattr(again, name), np.memmap)
+
+
+def test_data_that_do_not_fit_into_the_temporary_folder_are_told(tmp_path):
+    given = data.read(None, SHAPE, np.uint8, CLASSES)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that is full
+    try:
+        with pytest.raises(UserError, match="inputs do not fit into .* Set TMPDIR to a folder"):
+            data.store(given, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -224,10 +224,10 @@ def test_an_interruption_is_one_line(moment, trained, tmp_path):
 
 def test_what_ends_the_process_that_prepares_is_said():
     with pytest.raises(UserError, match="reads and quantizes the model was ended by signal SIGAB"):
-        preparing.in_own_process(os.abort)
+        preparing.apart(os.abort)
     with pytest.raises(UserError, match="There is no model at nowhere.pb"):
-        preparing.in_own_process(reading.read, Path("nowhere.pb"))
-    assert preparing.in_own_process(max, 3, 4) == 4
+        preparing.apart(reading.read, Path("nowhere.pb"))
+    assert preparing.apart(max, 3, 4) == 4
 
 
 class Gone(Exception):

@@ -11,7 +11,7 @@ from helpers import UserError, benchmark, files, graphs, machine
 from helpers.benchmark import candidate, peers, report
 from helpers.benchmark.__main__ import shape_of
 from helpers.quantize import data, forms, ladder, layers, reading, serving
-from helpers.quantize.preparing import import_tensorflow, in_own_process, prepare, step
+from helpers.quantize.preparing import apart, import_tensorflow, prepare, step
 
 BATCH_SIZES = (1, 32)
 
@@ -116,7 +116,7 @@ def run(options):
         raise UserError(peers.absent())
     output = options.output.absolute()
     with tempfile.TemporaryDirectory(prefix="quantize_") as scratch:
-        ready = in_own_process(prepare, options, output, Path(scratch))
+        ready = apart(prepare, options, output, Path(scratch))
         import_tensorflow()
         return go_on(options, output, ready, data.stored(Path(scratch)))
 

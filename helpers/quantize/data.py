@@ -99,10 +99,19 @@ def read_for(source, path=None, scale=None, quick=False):
 
 
 def store(given, folder):
-    """Write a Data for another process, an .npy for each of its arrays."""
-    for name, value in vars(given).items():
-        if value is not None:
-            np.save(folder / f"{name}.npy", value)
+    """Write a Data for another process, an .npy for each of its arrays.
+
+    Raises UserError where the disk of the temporary folder is full.
+    """
+    try:
+        for name, value in vars(given).items():
+            if value is not None:
+                np.save(folder / f"{name}.npy", value)
+    except OSError as error:  # of a full disk NumPy gives no errno
+        raise UserError(
+            f"The inputs do not fit into {folder.parent} ({error}). Set TMPDIR to a folder with "
+            "more room."
+        ) from error
 
 
 def stored(folder):

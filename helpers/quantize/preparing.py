@@ -105,11 +105,11 @@ def read_data(options, source):
     return given
 
 
-def in_own_process(function, *arguments):
-    """What `function(*arguments)` gives in a fresh Python that prints where this one prints.
+def apart(function, *arguments):
+    """What `function(*arguments)` gives in a fresh Python, which takes its memory along.
 
-    Arguments and what it gives are pickled. Raises what it raises of UserError and
-    KeyboardInterrupt, and UserError when it is ended.
+    Other than machine.in_own_process it prints where this one prints, and pickles what passes.
+    Raises what it raises of UserError and KeyboardInterrupt, and UserError when it is ended.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
