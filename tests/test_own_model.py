@@ -15,7 +15,7 @@ from conftest import ROOT, SHAPE, images
 from helpers import UserError, benchmark, graphs, machine
 from helpers.benchmark import candidate
 from helpers.quantize import __main__ as command
-from helpers.quantize import ladder, preparing, quantize, reading
+from helpers.quantize import data, ladder, preparing, quantize, reading
 
 
 @pytest.fixture(scope="module")
@@ -202,17 +202,22 @@ def test_what_cannot_be_done_is_one_sentence(words, sentence, trained, tmp_path,
     assert said.err.startswith(f"error: {sentence}") and "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("moment", ["Read the model", "Quantize with", "Measure FP32"])
-def test_an_interruption_is_one_line(moment, trained, tmp_path):
+def started(trained, output, moment):
+    """The command, as far as the line that begins with `moment`."""
     model, data = trained
     words = [sys.executable, "-m", "helpers.quantize", model, "--data", data, "--quick"]
-    words += ["--tolerance", "20"]
     running = subprocess.Popen(
-        [*map(str, words), "--output", str(tmp_path)],
+        [*map(str, words), "--tolerance", "20", "--output", str(output)],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True,
     )  # fmt: skip
     assert any(line.startswith(moment) for line in running.stdout)
+    return running
+
+
+@pytest.mark.parametrize("moment", ["Read the model", "Quantize with", "Measure FP32"])
+def test_an_interruption_is_one_line(moment, trained, tmp_path):
+    running = started(trained, tmp_path, moment)
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 130, errors
@@ -220,6 +225,16 @@ def test_an_interruption_is_one_line(moment, trained, tmp_path):
     assert "Traceback" not in errors
     assert not [path for path in Path(tmp_path).rglob("*") if path.suffix in (".part", ".tmp")]
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(("end", "status"), [("SIGINT", 130), ("SIGKILL", -signal.SIGKILL)])
+def test_what_prepares_ends_with_the_command(end, status, trained, tmp_path):
+    """Where only the command is told to end, as a scheduler or a time limit does."""
+    running = started(trained, tmp_path, "Quantize with")
+    running.send_signal(signal.Signals[end])
+    _, errors = running.communicate(timeout=60)  # until nobody holds its pipes any more
+    assert running.returncode == status and "Traceback" not in errors
+    assert not (tmp_path / "models" / "int8.pb").exists()
 
 
 def test_what_ends_the_process_that_prepares_is_said():
@@ -281,7 +296,8 @@ def test_where_todays_tensorflow_is_absent_the_sentence_says_how_to_get_it(
 
 
 def times(verdict, median):
-    return {"throughput_times": {"median": median}, "verdict": verdict}
+    around = {"median": median, "low": 0.95 * median, "high": 1.05 * median}
+    return {"throughput_times": around, "verdict": verdict}
 
 
 @pytest.mark.parametrize(
@@ -299,6 +315,12 @@ def times(verdict, median):
             "at batch 1: it is 0.70 times as fast as FP32. Take BF16 there, which is 1.40 times as",
         ),
         ([("slower", 0.7), ("faster", 2)], [("slower", 0.9), ("faster", 2)], "Stay with FP32"),
+        (
+            [("faster", 1.5), ("faster", 2.0)],
+            [("faster", 1.6), ("faster", 2.5)],
+            "BF16 is faster than INT8 on this CPU at batch 32: 2.50 times as fast as FP32, where "
+            "INT8 is 2.00 times.",
+        ),
     ],
 )
 def test_a_network_that_loses_by_int8_is_told_so(int8, bf16, sentence):
@@ -316,3 +338,21 @@ def test_a_network_that_loses_by_int8_is_told_so(int8, bf16, sentence):
         }
     )
     assert sentence in told if sentence else told == ""
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_loss_that_only_the_report_shows_is_told(labelled):
+    def told(int8, tolerance):
+        right = {"FP32": 0.99, "INT8": int8} if labelled else {}
+        accuracies = {name: {"images": 100, "top1": share} for name, share in right.items()}
+        result = {
+            "candidates": [{"name": n, "accuracy": accuracies.get(n)} for n in ("FP32", "INT8")],
+            "agreement": {"INT8": {"top1": int8 + 0.01}},
+        }
+        given = data.Data(*[None] * 5, made_up=False)
+        trials = [ladder.Trial("per channel", 0.9, 0.0, True, Path("int8.pb"))]
+        ready = preparing.Prepared(None, ("in", "out"), "accuracy", tolerance, trials, {}, None)
+        return command.closing(result, [{"int8": True}], given, ready)
+
+    assert "a loss of 4.00 points, more than the 3 that may be lost" in told(0.95, 3)
+    assert "a loss of" not in told(0.97, 3)

@@ -47,20 +47,21 @@ ALL_COLUMNS = ("network, batch", "ITEX", "TensorFlow's own", *OTHERS)
 HEAD = """\
 # Which networks run in INT8
 
-Every architecture of Keras Applications, from a Keras file through the command of
-[own-model.md](own-model.md), without data. `tests/zoo.sh` writes this page; with names of
-networks it makes their rows anew, on another machine a section of that machine. The weights are
-random and have the statistics of a working network: what runs and how fast does not depend on
-them, the accuracy of a trained one does. The AlexNet is that of the notebooks, from its frozen
-graph.
+One network of each family of Keras Applications, from a Keras file through the command of
+[own-model.md](own-model.md), without data. The weights are random and have the statistics of a
+working network: what runs and how fast does not depend on them, the accuracy of a trained one does.
+The AlexNet is that of the notebooks, from its frozen graph.
 
-- **layers in INT8** are those that oneDNN executed so, of all convolutions and matrix products.
-- **INT8 : FP32** is how many times as fast INT8 is, the median of interleaved rounds; *not
-  resolved* where its interval is wider than ±5 %: measured too shortly, or beside other work.
+- **layers in INT8** are those that oneDNN executed so, of all convolutions and matrix products. The
+  grouped convolutions of RegNet stay in float: ITEX cannot run them in INT8.
+- **INT8 : FP32** is how many times as fast INT8 is, the median of interleaved rounds; with a **~**
+  where its interval is wider than ±5 %: measured for seconds, or beside other work. An interval
+  covers the chance within a run; at another hour another run may lie outside it.
 - **INT8 : OpenVINO** is INT8's throughput beside that of OpenVINO's own INT8, made by NNCF of the
   same frozen graph, in the same rounds (`--peers`).
 - **SQNR** compares the outputs of INT8 with those of FP32, on images of nothing.
-- **time** is that of the whole command, from reading the file to timing what serves it.
+- **time** is that of the whole command with `--quick`, and with `--peers` where OpenVINO was
+  measured: from reading the file to timing what serves it.
 
 A second table has each network quantized again, in the integer operations that TensorFlow itself
 has (`tests/zoo.sh --current`; those of `--runtime tensorflow`, its first attempt), and measured
@@ -69,6 +70,9 @@ this INT8 in that of `env_current/`. SQNR is of both on the same images.
 
 A third has INT8 of all runtimes side by side (`tests/zoo.sh --current --peers`), in the rounds of
 the second: how many times as fast as FP32 each is, the median and its interval.
+
+`tests/zoo.sh` writes this page; with names of networks it makes their rows anew, on another machine
+a section of that machine.
 """
 PLACE = "## On "
 OWN_HEAD = "### The same in today's TensorFlow, without ITEX"
@@ -202,7 +206,7 @@ def quantize(model, output, limit, timeout=None, peers=False):
     output.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "helpers.quantize", model, "--quick", "--limit", str(limit)]
     words += ["--peers"] if peers else []
-    if model.suffix == ".keras":
+    if Path(model).suffix == ".keras":
         words += ["--scale", "1"]  # made-up images have the values of pixels, as in `working`
     start = time.monotonic()
     with open(output / "log.txt", "w") as log:
@@ -305,7 +309,7 @@ def ratio(result, name, size, baseline="FP32"):
     for entry in result["ratios"]:
         if (entry["candidate"], entry["baseline"], entry["batch_size"]) == (name, baseline, size):
             text = f"{entry['throughput_times']['median']:.2f}"
-            return text if entry["resolved"] else f"{text}, not resolved"
+            return text if entry["resolved"] else f"~{text}"
     return "–"
 
 
@@ -338,7 +342,9 @@ def page(document, rows, own, together, limit):
     stamp = f"TensorFlow {tensorflow}, at least {limit:g} s of measuring each. "
     stamp += f"Last run on {date.today():%Y-%m-%d}."
     left = ", ".join(name for name in FAMILIES if name not in rows)
-    stamp += f" Not run to the end here, so without a row: {left}." if left else ""
+    stamp += f" Not run here: {left}." if left else ""
+    whole = sum(re.fullmatch(r"(\d+) of \1", cells[1]) is not None for cells in rows.values())
+    stamp += f" Every layer runs in INT8 in {whole} of {len(rows)} networks."
     text = f"{textwrap.fill(stamp, 100)}\n\n{table(COLUMNS, rows)}\n"
     for head, columns, more in (
         (OWN_HEAD, OWN_COLUMNS, own),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from helpers import UserError, benchmark, files, graphs, machine
 from helpers.benchmark import candidate, peers, report
-from helpers.benchmark.__main__ import shape_of
+from helpers.benchmark.__main__ import positive, shape_of
 from helpers.quantize import data, forms, ladder, layers, reading, serving
 from helpers.quantize.preparing import apart, import_tensorflow, prepare, step
 
@@ -28,7 +28,7 @@ def parse(arguments):
     add("--data", type=Path, help=f"{text}; without it inputs are made up: only the speed counts")
     add("--scale", help="value · SCALE + OFFSET of every value: 1/255 or 1/127.5,-1")
     add("--shape", type=shape_of, help="of one input where the model leaves it open: 224,224,3")
-    add("--tolerance", type=float, metavar="POINTS",
+    add("--tolerance", type=points, metavar="POINTS",
         help="percentage points that may be lost; default: 1 of the accuracy, without labels 3 of "
         "the agreement with FP32")  # fmt: skip
     text = "what is to run INT8: itex (Intel's extension, the default where it is installed) or "
@@ -40,9 +40,16 @@ def parse(arguments):
         help="also OpenVINO, ONNX Runtime, LiteRT (needs env_peers/)",
     )
     add("--quick", action="store_true", help="less data, shorter measuring")
-    add("--limit", type=float, help="seconds of measuring; default: 240, quick 60")
+    add("--limit", type=positive(float), help="seconds of measuring; default: 240, quick 60")
     add("--output", type=Path, default=Path("outputs/own"), metavar="DIR")
     return parser.parse_args(arguments)
+
+
+def points(text):
+    """A number of percentage points."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
 
 
 def main(arguments=None):
@@ -144,7 +151,7 @@ def go_on(options, output, ready, given):
         session, signature = (cost[way]["median"] for way in ("session_ms", "signature_ms"))
         print(f"  One input takes {session:.2f} ms in a Session, as serve.py has it, and "
               f"{signature:.2f} ms through the signature (median calls).")  # fmt: skip
-    print(f"\n{closing(result, rows, given, trials[-1])}\n{reasons}{advice(result)}")
+    print(f"\n{closing(result, rows, given, ready)}\n{reasons}{advice(result)}")
     if options.peers and not given.made_up:
         print(to_ship(result, ready.tolerance))
     written = "models/fp32.pb, models/int8.pb, saved_model/, serve.py, layers.json, result.json"
@@ -198,48 +205,62 @@ def instead(options, output, ready, given):
     return 1
 
 
-def closing(result, rows, given, last):
+def closing(result, rows, given, ready):
     """What holds, in words: layers in INT8, and the accuracy on inputs that decided nothing."""
+    last = ready.trials[-1]
     text = f"{sum(row['int8'] for row in rows)} of {len(rows)} layers run in INT8 ({last.name})."
+    if given.made_up:
+        return f"{text} Whether it keeps the accuracy is not known without data (--data)."
     fp32, int8 = (
         next(entry["accuracy"] for entry in result["candidates"] if entry["name"] == name)
         for name in ("FP32", "INT8")
     )
-    if given.made_up:
-        return f"{text} Whether it keeps the accuracy is not known without data (--data)."
     if int8:
-        return (
-            f"{text} Of {int8['images']:,} inputs that took part in no decision FP32 gets "
-            f"{fp32['top1']:.2%} right, INT8 {int8['top1']:.2%}."
-        )
-    same = result["agreement"]["INT8"]["top1"]
-    return f"{text} On inputs that took part in no decision it agrees with FP32 for {same:.2%}."
+        lost = 100 * (fp32["top1"] - int8["top1"])
+        text += f" Of {int8['images']:,} inputs that took part in no decision FP32 gets "
+        text += f"{fp32['top1']:.2%} right, INT8 {int8['top1']:.2%}."
+    else:
+        same = result["agreement"]["INT8"]["top1"]
+        lost = 100 * (1 - same)
+        text += f" On inputs that took part in no decision it agrees with FP32 for {same:.2%}."
+    if lost <= ready.tolerance:
+        return text
+    return (
+        f"{text} That is a loss of {lost:.2f} points, more than the {ready.tolerance:g} that may "
+        "be lost: on the inputs that decided it was less. Give more data, or a lower --tolerance."
+    )
 
 
 def advice(result):
-    """What to take where INT8 is slower than FP32, by the ratios of the result; "" elsewhere."""
-    names = [entry["name"] for entry in result["candidates"]]
-    sizes = [
-        size
-        for size in result["settings"]["batch_sizes"]
-        if report.ratio(result, "INT8", size)["verdict"] == "slower"
-    ]
-    if not sizes:
-        return ""
+    """What to take where INT8 is slower than FP32 or than BF16, by the ratios; "" elsewhere."""
+    sizes, text = result["settings"]["batch_sizes"], ""
+    slow = [size for size in sizes if report.ratio(result, "INT8", size)["verdict"] == "slower"]
+    bf16 = any(entry["name"] == "BF16" for entry in result["candidates"])
 
-    def times(name):
-        medians = [report.ratio(result, name, size)["throughput_times"]["median"] for size in sizes]
-        return " and ".join(f"{median:.2f}" for median in medians)
+    def times(name, of=sizes):
+        return [report.ratio(result, name, size)["throughput_times"] for size in of]
 
-    at = " and ".join(map(str, sizes))
-    text = f"\nINT8 does not pay on this CPU at batch {at}: "
-    text += f"it is {times('INT8')} times as fast as FP32."
-    faster = "BF16" in names and all(
-        report.ratio(result, "BF16", size)["verdict"] == "faster" for size in sizes
-    )
-    if faster:
-        return f"{text} Take BF16 there, which is {times('BF16')} times as fast as FP32."
-    return f"{text} Stay with FP32 there."
+    def medians(name, of):
+        return " and ".join(f"{found['median']:.2f}" for found in times(name, of))
+
+    if slow:
+        text += f"\nINT8 does not pay on this CPU at batch {' and '.join(map(str, slow))}: "
+        text += f"it is {medians('INT8', slow)} times as fast as FP32. "
+        if bf16 and all(report.ratio(result, "BF16", one)["verdict"] == "faster" for one in slow):
+            text += f"Take BF16 there, which is {medians('BF16', slow)} times as fast as FP32."
+        else:
+            text += "Stay with FP32 there."
+    if bf16:
+        pairs = zip(sizes, times("BF16"), times("INT8"))
+        less = [size for size, one, other in pairs if one["low"] > other["high"]]
+        less = [size for size in less if size not in slow]
+        if less:
+            text += (
+                f"\nBF16 is faster than INT8 on this CPU at batch {' and '.join(map(str, less))}: "
+            )
+            text += f"{medians('BF16', less)} times as fast as FP32, where INT8 is "
+            text += f"{medians('INT8', less)} times. It needs no calibration; take it there."
+    return text
 
 
 def to_ship(result, tolerance):

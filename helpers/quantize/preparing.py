@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from helpers import UserError, graphs, machine
 from helpers.quantize import data, forms, ladder, reading, serving
 
 TOLERANCE = {"accuracy": 1.0, "agreement with FP32": 3.0}  # percentage points
-DEAF = signal.SIG_BLOCK, {signal.SIGINT}
-HEARING = signal.SIG_UNBLOCK, {signal.SIGINT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,32 +113,51 @@ def apart(function, *arguments):
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments))
-    signal.pthread_sigmask(*DEAF)  # as the process is that starts, until it can tell of a Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it can tell of a Ctrl-C itself
     try:
         process.start()
     finally:
-        signal.pthread_sigmask(*HEARING)
+        signal.signal(signal.SIGINT, before)
     theirs.close()
     try:
         answer = ours.recv()
+    except KeyboardInterrupt:
+        _interrupt(process)
+        raise
     except EOFError:
         process.join()
         raise UserError(
             f"The process that reads and quantizes the model {machine.ending(process.exitcode)}."
         ) from None
-    finally:
-        process.join()
+    process.join()
     if isinstance(answer, BaseException):
         raise answer
     return answer
 
 
+def _interrupt(process):
+    """Have a process end, with time to remove what it has half written."""
+    process.join(2)  # a terminal has interrupted it, too
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGINT)
+        process.join(10)
+    process.kill()
+    process.join()
+
+
 def _answer(pipe, function, arguments):
     """Send what the function gives, or that it could not, through the pipe."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        signal.pthread_sigmask(*HEARING)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         answer = function(*arguments)
     except (UserError, KeyboardInterrupt) as error:
         answer = error
-    signal.pthread_sigmask(*DEAF)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe.send(answer)
+
+
+def _end_with_parent():
+    """End this process when the one that started it has ended, by whatever signal."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
