@@ -135,7 +135,7 @@ def go_on(options, output, ready, given):
         return instead(options, output, ready, given)
     int8 = graphs.write_graph(graphs.read_graph(trials[-1].graph), output / "models" / "int8.pb")
     with step("Measure FP32, BF16 where the CPU has it, and INT8"):
-        result = measure(options, output, fp32, int8, given)
+        result = measure(options, output, benchmark.candidates(fp32, int8), given)
     with step("Look at each layer"):
         size = max(BATCH_SIZES)
         images = given.decision[:size]
@@ -159,11 +159,11 @@ def go_on(options, output, ready, given):
     return 0
 
 
-def measure(options, output, fp32, int8, given):
-    """FP32, BF16, INT8 and, if asked for, the peers, side by side: the result."""
-    chosen = benchmark.candidates(fp32, int8)
+def measure(options, output, chosen, given):
+    """Candidates and, if asked for, the peers of the first of them, side by side: the result."""
     if options.peers:
-        chosen += peers.candidates(fp32, given.calibration, output / "models" / "peers")
+        folder = output / "models" / "peers"
+        chosen = chosen + peers.candidates(chosen[0].graph, given.calibration, folder)
     result = benchmark.compare(
         chosen,
         output,
@@ -174,15 +174,10 @@ def measure(options, output, fp32, int8, given):
         profile="quick" if options.quick else "full",
         settings={"weights": "as given", "data": options.data.name if options.data else "made up"},
         least_sqnr_db=-math.inf,
-        **effort(options),
+        limit=options.limit,
     )
     report.show(result, output)
     return result
-
-
-def effort(options):
-    """What is asked for beside the profile, for benchmark.compare."""
-    return {"limit": options.limit} if options.limit else {}
 
 
 def instead(options, output, ready, given):
@@ -192,14 +187,9 @@ def instead(options, output, ready, given):
     if not machine.has_bf16():
         print(f"\n{text}, or stay with FP32: this CPU has no BF16 instructions.")
         return 1
-    chosen = benchmark.candidates(ready.fp32, ready.fp32)[:-1]
+    float_ones = benchmark.candidates(ready.fp32, ready.fp32)[:-1]  # without INT8
     with step("Measure BF16 instead"):
-        result = benchmark.compare(
-            chosen, output, options.model.stem, inputs=given.report, labels=given.report_labels,
-            batch_sizes=BATCH_SIZES, profile="quick" if options.quick else "full",
-            **effort(options),
-        )  # fmt: skip
-        report.show(result, output)
+        measure(options, output, float_ones, given)
     whose = "ITEX's" if options.runtime == "itex" else "TensorFlow's"
     print(f"\n{text}, or take BF16: the FP32 graph under {whose} auto mixed precision, as above.")
     return 1
