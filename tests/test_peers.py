@@ -203,6 +203,19 @@ def test_litert_takes_a_pool_with_a_padding_of_its_own(tmp_path):
     assert model.stat().st_size > 500
 
 
+@needs_peers
+def test_onnx_runtime_takes_a_maximum_over_an_image(tmp_path):
+    """Behind which its symbolic shape inference stops."""
+    images = np.random.default_rng(0).uniform(0, 1, (8, 6, 6, 2)).astype(np.float32)
+    with tf.Graph().as_default() as graph:
+        given = tf.nn.relu(tf.compat.v1.placeholder(tf.float32, (None, 6, 6, 2), "input"))
+        tf.matmul(tf.reduce_max(given, (1, 2)), tf.ones((2, 3)), name="output")
+    fp32 = graphs.write_graph(graph.as_graph_def(), tmp_path / "fp32.pb")
+    making = {"activations": "QUInt8"}
+    model = peers._model("onnxruntime", fp32, images, tmp_path, (None, None), making)
+    assert b"QuantizeLinear" in model.read_bytes()
+
+
 def test_a_missing_environment_is_told(small, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "PEERS", tmp_path / "env_peers")
     assert "run ./set_env.sh --peers" in peers.absent()

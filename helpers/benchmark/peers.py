@@ -168,7 +168,10 @@ def make_onnxruntime(fp32, images, signature, scratch, activations):
         opset=OPSET,
         output_path=str(paths[0]),
     )
-    quant_pre_process(str(paths[0]), str(paths[1]))
+    try:
+        quant_pre_process(str(paths[0]), str(paths[1]))
+    except Exception:  # a TypeError, for one, where it cannot tell the shape after a ReduceMax
+        quant_pre_process(str(paths[0]), str(paths[1]), skip_symbolic_shape=True)
     feeds = iter([{f"{signature.input}:0": images[i : i + 1]} for i in range(len(images))])
 
     class Reader(quantization.CalibrationDataReader):
