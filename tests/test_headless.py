@@ -1,5 +1,6 @@
 """./run_all.sh as people run it: from elsewhere, offline, twice at once, cut short."""
 
+import contextlib
 import json
 import os
 import re
@@ -59,6 +60,13 @@ def children(pid):
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def commands(pid):
+    """The command lines of a process' children; of one that has just ended there is none."""
+    for child in children(pid):
+        with contextlib.suppress(psutil.Error):
+            yield child.cmdline()
 
 
 def interrupt(process, number=signal.SIGINT):
@@ -191,7 +199,7 @@ def test_interrupted_while_measuring(number, checkout, resnet50):
     )
 
     def measuring():
-        return sum("helpers.benchmark.worker" in c.cmdline() for c in children(process.pid)) >= 2
+        return sum("helpers.benchmark.worker" in words for words in commands(process.pid)) >= 2
 
     wait_for(measuring, process)
     time.sleep(3)
